@@ -1,0 +1,105 @@
+"""Files: bounded reads, atomic writes, exclusive locks. Knows no format."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfyd.errors import LockHeldError
+
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """data, or the reason (`missing`, `unreadable`, `not_a_file`, `too_large`) why there is none."""
+
+    data: bytes | None
+    problem: str | None = None
+    detail: str = ""
+
+
+def read_bounded(path: Path, limit: int = MAX_CONFIG_BYTES) -> ReadResult:
+    """Read a regular file of at most `limit` bytes. Never raises OSError; never blocks on a FIFO or device."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return ReadResult(None, "missing", f"{path} does not exist")
+    except OSError as error:
+        return ReadResult(None, "unreadable", f"{path}: {error.strerror}")
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            return ReadResult(None, "not_a_file", f"{path} is not a regular file")
+        if info.st_size > limit:
+            return ReadResult(None, "too_large", f"{path} has {info.st_size} bytes, at most {limit} are read")
+        with os.fdopen(os.dup(fd), "rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            return ReadResult(None, "too_large", f"{path} has more than {limit} bytes")
+        return ReadResult(data)
+    except OSError as error:
+        return ReadResult(None, "unreadable", f"{path}: {error.strerror}")
+    finally:
+        os.close(fd)
+
+
+def fsync_dir(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` so that readers see the old or the new bytes, and the new ones survive a power cut."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync_dir(path.parent)
+
+
+def flip_link(link: Path, target: str) -> None:
+    """Make `link` a symlink to `target` in one rename. Raises FileExistsError if a real directory stands there."""
+    if link.exists() and not link.is_symlink():
+        raise FileExistsError(errno.EEXIST, "a real file or directory stands where a link belongs", str(link))
+    temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.lnk")
+    os.symlink(target, temporary)
+    os.replace(temporary, link)
+    fsync_dir(link.parent)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold flock on `path` (made if needed). Raises LockHeldError that names the holder at once if it is taken.
+
+    A lock dies with its process, so a stale file is no obstacle.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            raise LockHeldError(f"{what} is held by {holder} (lock file {path})") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"pid {os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,95 @@
+"""Single-writer latest-value cells and the one wake event: what the four hands share while running.
+
+Owns: nothing but the newest value of each cell. One writer per cell, named beside it. Loop thread only.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from comfyd.model.desired import ConfigIssue, DesiredState
+from comfyd.model.observed import Evidence, ObservedEnvironment, ObservedState
+from comfyd.model.plan import Plan
+from comfyd.model.process import ResolvedState
+
+T = TypeVar("T")
+
+
+class Cell(Generic[T]):
+    """The latest value. `set` wakes all waiters; equal values are not a change."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+        self._seq = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def seq(self) -> int:
+        return self._seq
+
+    def get(self) -> T:
+        return self._value
+
+    def set(self, value: T) -> None:
+        if value == self._value:
+            return
+        self._value = value
+        self._seq += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait_changed(self, seq: int) -> int:
+        """Return the current seq as soon as it differs from `seq`."""
+        while self._seq == seq:
+            await self._changed.wait()
+        return self._seq
+
+
+class Wake:
+    """One event without payload; whoever is woken reads everything again."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def clear(self) -> None:
+        self._event.clear()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigView:
+    """The files as last read. state: ok | stale (newest revision refused) | missing | empty (nothing good yet).
+
+    revision: short hash of the accepted instances.json; path: where it lies; warnings and errors in `issues`.
+    """
+
+    desired: DesiredState = DesiredState()
+    issues: tuple[ConfigIssue, ...] = ()
+    state: str = "empty"
+    path: str = ""
+    revision: str = ""
+    seen_revision: str = ""
+    loaded_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """config, resolved, observed, plan: written by control. installs: by environments. evidence: by dispatch.
+    progress (task id -> frame): by dispatch, live only. draining: by daemon."""
+
+    wake: Wake = field(default_factory=Wake)
+    task_wake: Wake = field(default_factory=Wake)
+    config: Cell[ConfigView] = field(default_factory=lambda: Cell(ConfigView()))
+    resolved: Cell[ResolvedState] = field(default_factory=lambda: Cell(ResolvedState()))
+    observed: Cell[ObservedState] = field(default_factory=lambda: Cell(ObservedState()))
+    plan: Cell[Plan] = field(default_factory=lambda: Cell(Plan()))
+    passes: Cell[int] = field(default_factory=lambda: Cell(0))
+    installs: Cell[dict[str, ObservedEnvironment]] = field(default_factory=lambda: Cell({}))
+    evidence: Cell[dict[str, Evidence]] = field(default_factory=lambda: Cell({}))
+    progress: Cell[dict[str, dict[str, object]]] = field(default_factory=lambda: Cell({}))
+    draining: Cell[bool] = field(default_factory=lambda: Cell(False))

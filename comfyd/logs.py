@@ -1,0 +1,69 @@
+"""Log records: a constant message plus keys, JSON lines or text at the edge.
+
+Owns: the format of `comfyd.log` and stderr. Control characters are escaped, long values cut, secrets masked by key.
+Must not: be imported for anything but `get_logger` and `configure`.
+"""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+MAX_VALUE = 2000
+_SECRET_KEY = re.compile(r"token|secret|password|authorization|api_?key|cookie", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def get_logger(name: str) -> Any:
+    """A structured logger: `log.info("instance ready", instance="comfyui/0")`."""
+    return structlog.get_logger(name)
+
+
+def _clean(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if _SECRET_KEY.search(key):
+            event[key] = "***"
+        elif isinstance(value, str):
+            short = value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "…"
+            event[key] = _CONTROL.sub(lambda m: f"\\x{ord(m.group()):02x}", short)
+    return event
+
+
+def configure(level: str, fmt: str, log_file: Path | None) -> None:
+    """Send structlog and stdlib records to stderr and, if given, append them as JSON lines to `log_file`."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _clean,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    as_json = structlog.processors.JSONRenderer(ensure_ascii=False)
+    as_text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ)
+    use_json = fmt == "json" or (fmt == "auto" and not sys.stderr.isatty())
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(level)
+    _add(root, logging.StreamHandler(sys.stderr), as_json if use_json else as_text, shared)
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        _add(root, logging.FileHandler(log_file, encoding="utf-8"), as_json, shared)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def _add(root: logging.Logger, handler: logging.Handler, renderer: Any, shared: list[Any]) -> None:
+    chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=chain, foreign_pre_chain=shared))
+    root.addHandler(handler)

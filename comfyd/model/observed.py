@@ -1,0 +1,158 @@
+"""What is, as facts only. Why something does not run is a decision and lives in Plan.holds."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from comfyd.model.base import Condition, Frozen
+
+
+class Phase(StrEnum):
+    """Phases of a living process; `GONE` = we know of it, it does not run."""
+
+    STARTING = "starting"
+    READY = "ready"
+    UNREADY = "unready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+ALIVE = frozenset({Phase.STARTING, Phase.READY, Phase.UNREADY, Phase.DRAINING, Phase.STOPPING})
+
+
+class ExitInfo(Frozen):
+    """How the last run ended. code: exit code, None if killed by `signal` or unknown (an adopted process).
+
+    asked: we stopped it. at: mono seconds; wall: wall seconds. fingerprint: what it was started with.
+    last_lines: the end of its log. oom: the kernel killed it for memory.
+    """
+
+    code: int | None = None
+    signal: str | None = None
+    oom: bool = False
+    asked: bool = False
+    spawn_error: str | None = None
+    at: float
+    wall: float
+    fingerprint: str = ""
+    last_lines: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        if self.spawn_error:
+            return self.spawn_error
+        if self.oom:
+            return "killed by the kernel: out of memory"
+        if self.signal:
+            return f"killed by {self.signal}"
+        return "exit code unknown" if self.code is None else f"exit code {self.code}"
+
+
+class ObservedProcess(Frozen):
+    """One key that control knows. generation: uuid hex of this run (empty if gone).
+
+    Times ending in _mono are CLOCK_BOOTTIME seconds, in _wall epoch seconds. crashes: consecutive crashes without
+    10 min of readiness between them. tree: the real folder it runs from (pin target). probe_message: last probe result.
+    """
+
+    key: str
+    phase: Phase
+    pid: int | None = None
+    generation: str = ""
+    fingerprint: str = ""
+    port: int | None = None
+    gpus: tuple[int | str, ...] | None = ()
+    gpu_exclusive: bool = False
+    started_mono: float | None = None
+    started_wall: float | None = None
+    ready_since_mono: float | None = None
+    phase_since_wall: float | None = None
+    last_exit: ExitInfo | None = None
+    crashes: int = 0
+    restarts: int = 0
+    tree: str | None = None
+    adopted: bool = False
+    identity: Literal["strong", "weak"] = "strong"
+    probe_message: str = ""
+
+    @property
+    def alive(self) -> bool:
+        return self.phase in ALIVE
+
+
+class PortHolder(Frozen):
+    """Who listens on a port that is not (yet) ours. pid 0 and name "?" if it cannot be seen."""
+
+    port: int
+    pid: int = 0
+    name: str = "?"
+
+
+class InstallStep(Frozen):
+    """One of the nine steps. state pending|running|done|failed|skipped; times in wall seconds."""
+
+    name: str
+    state: Literal["pending", "running", "done", "failed", "skipped"] = "pending"
+    started_at: float | None = None
+    finished_at: float | None = None
+    message: str = ""
+
+
+class ObservedEnvironment(Frozen):
+    """One environment as it stands on disk and in the installer.
+
+    state: absent | installing | installed | failed | conflict. `installed` stays true while a newer generation is
+    being built or has failed. fingerprint: of the installed generation; failed_fingerprint: of the last failed try.
+    failures: consecutive failed tries; failed_mono: when the last one ended. tree: real path of the generation.
+    flags: options its own --help lists. steps, progress (0..1 or None), log: of the latest install.
+    """
+
+    name: str
+    state: Literal["absent", "installing", "installed", "failed", "conflict"] = "absent"
+    installed: bool = False
+    generation: int | None = None
+    tree: str | None = None
+    fingerprint: str = ""
+    models_fingerprint: str = ""
+    flags: frozenset[str] = frozenset()
+    installing_fingerprint: str = ""
+    failed_fingerprint: str = ""
+    failures: int = 0
+    failed_mono: float | None = None
+    condition: Condition | None = None
+    conditions: tuple[Condition, ...] = ()
+    steps: tuple[InstallStep, ...] = ()
+    progress: float | None = None
+    log: str = ""
+    nodes: dict[str, str] = Field(default_factory=dict)
+
+
+class ObservedState(Frozen):
+    """One snapshot. ports: foreign listeners on ports that desired processes name. last_start_mono: latest spawn."""
+
+    processes: tuple[ObservedProcess, ...] = ()
+    environments: tuple[ObservedEnvironment, ...] = ()
+    ports: tuple[PortHolder, ...] = ()
+    last_start_mono: float | None = None
+    unrecorded: tuple[int, ...] = ()
+
+    def process(self, key: str) -> ObservedProcess | None:
+        return next((p for p in self.processes if p.key == key), None)
+
+    def environment(self, name: str) -> ObservedEnvironment | None:
+        return next((e for e in self.environments if e.name == name), None)
+
+
+class Evidence(Frozen):
+    """What dispatch sees of one process run; read by control's drain and probes.
+
+    in_flight: prompts given to it and not finished. progress_mono: last progress of a running prompt.
+    device_errors: CUDA/device errors in a row on different tasks.
+    """
+
+    key: str
+    generation: str
+    in_flight: int = 0
+    progress_mono: float | None = None
+    device_errors: int = 0
