@@ -7,10 +7,11 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from comfyd.model.desired import ConfigIssue, DesiredState
+from comfyd.model.desired import ConfigIssue, DesiredState, Override
 from comfyd.model.observed import Evidence, ObservedEnvironment, ObservedState
 from comfyd.model.plan import Plan
 from comfyd.model.process import ResolvedState
+from comfyd.model.sources import ConfigFiles
 
 T = TypeVar("T")
 
@@ -68,23 +69,25 @@ class ConfigView:
     revision: short hash of the accepted instances.json; path: where it lies; warnings and errors in `issues`.
     """
 
-    desired: DesiredState = DesiredState()
+    desired: DesiredState = field(default_factory=DesiredState)
     issues: tuple[ConfigIssue, ...] = ()
     state: str = "empty"
     path: str = ""
     revision: str = ""
     seen_revision: str = ""
     loaded_at: float | None = None
+    files: ConfigFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """config, resolved, observed, plan: written by control. installs: by environments. evidence: by dispatch.
+    """config, overrides, resolved, observed, plan, passes: written by control once per reconcile pass. installs: by environments. evidence: by dispatch.
     progress (task id -> frame): by dispatch, live only. draining: by daemon."""
 
     wake: Wake = field(default_factory=Wake)
     task_wake: Wake = field(default_factory=Wake)
     config: Cell[ConfigView] = field(default_factory=lambda: Cell(ConfigView()))
+    overrides: Cell[tuple[Override, ...]] = field(default_factory=lambda: Cell(()))
     resolved: Cell[ResolvedState] = field(default_factory=lambda: Cell(ResolvedState()))
     observed: Cell[ObservedState] = field(default_factory=lambda: Cell(ObservedState()))
     plan: Cell[Plan] = field(default_factory=lambda: Cell(Plan()))

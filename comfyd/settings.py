@@ -133,7 +133,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **given: Any) -> Set
         problems += [_bad(e, known) for e in error.errors()]
     if not problems and settings.host not in LOOPBACK:
         problems.append(
-            f"COMFYD_HOST={settings.host}: only a loopback address (127.0.0.1, ::1) is accepted: this version has no tokens yet"
+            f"COMFYD_HOST={settings.host}: only loopback (127.0.0.1, ::1) is accepted: this version has no tokens yet"
         )
     if problems:
         raise SettingsError("bad settings:\n  " + "\n  ".join(problems))

@@ -1,1 +1,1 @@
-"""The operating system: processes and signals, guarded HTTP, files, clock, GPUs. Decides nothing. Imports only errors."""
+"""The operating system: processes, guarded HTTP, files, clock, GPUs. Decides nothing. Imports only errors."""
