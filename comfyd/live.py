@@ -81,8 +81,11 @@ class ConfigView:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """config, overrides, resolved, observed, plan, passes: written by control once per reconcile pass. installs: by environments. evidence: by dispatch.
-    progress (task id -> frame): by dispatch, live only. draining: by daemon."""
+    """Who writes what.
+
+    control, once per reconcile pass: config, overrides, resolved, observed, plan, passes (count of finished passes).
+    environments: installs. dispatch: evidence, progress (task id -> frame, never stored). daemon: draining.
+    """
 
     wake: Wake = field(default_factory=Wake)
     task_wake: Wake = field(default_factory=Wake)
