@@ -71,6 +71,7 @@ class ObservedProcess(Frozen):
     last_exit: ExitInfo | None = None
     crashes: int = 0
     restarts: int = 0
+    drain_until_mono: float | None = None
     tree: str | None = None
     adopted: bool = False
     identity: Literal["strong", "weak"] = "strong"

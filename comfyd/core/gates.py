@@ -1,0 +1,70 @@
+"""The questions plan() asks before a start: how the last run ended, the environment, the port, the GPUs."""
+
+from collections.abc import Mapping
+
+from comfyd.model.base import Condition
+from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState
+from comfyd.model.process import DesiredProcess
+
+
+def exit_hold(wish: DesiredProcess, seen: ObservedProcess | None) -> Condition | None:
+    """Whether the restart policy forbids a start after the last exit (None = it does not)."""
+    last = seen.last_exit if seen else None
+    if last is None or last.asked or last.fingerprint != wish.fingerprint or wish.restart_policy == "always":
+        return None
+    clean = last.code == 0 or last.signal in ("SIGTERM", "SIGINT")
+    if wish.restart_policy == "on_failure" and not clean:
+        return None
+    message = f"ended ({last.text()}) and its restart policy is {wish.restart_policy}"
+    return Condition("stopped" if clean else "failed", "ended", message, "`comfyd start` runs it again", last.wall)
+
+
+def environment_hold(wish: DesiredProcess, seen: ObservedEnvironment | None) -> Condition | None:
+    """Whether the instance has to wait for its environment."""
+    if wish.environment is None or (seen is not None and seen.installed):
+        return None
+    name = wish.environment
+    if seen is None or seen.state == "absent":
+        return Condition("waiting_env", "not_installed", f"environment {name} is not installed yet")
+    if seen.state == "installing":
+        step = next((s.name for s in seen.steps if s.state == "running"), "")
+        return Condition(
+            "waiting_env", "installing", f"environment {name} is being installed" + (f": {step}" if step else "")
+        )
+    cause = f": {seen.condition.message}" if seen.condition else ""
+    if seen.state == "conflict":
+        hint = f"move the directory ComfyUI-{name} out of the way or repair it"
+        return Condition("conflict", "environment_conflict", f"environment {name} cannot be adopted{cause}", hint)
+    hint = f"read {seen.log or 'the install log'}; `comfyd env install {name}` tries again at once"
+    return Condition("waiting_env", "install_failed", f"environment {name} failed to install{cause}", hint)
+
+
+def no_build_script(name: str) -> Condition:
+    """Why an environment that is neither installed nor installable holds its instances."""
+    message = f"environment {name} is not installed and there is no build/{name}/install.sh"
+    return Condition("waiting_env", "no_build_script", message, f"add build/{name}/install.sh or correct `environment`")
+
+
+def port_hold(wish: DesiredProcess, taken: Mapping[int, str], observed: ObservedState) -> Condition | None:
+    """Whether the port is held: by a process of ours (taken: port -> key) or by somebody else."""
+    port = wish.spec.port
+    if port is None:
+        return None
+    owner = taken.get(port)
+    if owner is not None:
+        return Condition("blocked", "port_of_instance", f"port {port} is still used by {owner}")
+    holder = next((h for h in observed.ports if h.port == port), None)
+    if holder is None:
+        return None
+    who = f"process {holder.pid} ({holder.name})" if holder.pid else "another process"
+    hint = f"end it or give this instance another port; `lsof -i :{port}` shows it"
+    return Condition("blocked", "port_in_use", f"port {port} is held by {who}, which comfyd did not start", hint)
+
+
+def gpus_clash(wish: DesiredProcess, gpus: tuple[int | str, ...] | None, exclusive: bool) -> bool:
+    """Whether `wish` may not run beside a process on `gpus` (None = all visible ones, () = none)."""
+    if not (wish.gpu_exclusive or exclusive) or wish.gpus == () or gpus == ():
+        return False
+    if wish.gpus is None or gpus is None:
+        return True
+    return bool(set(wish.gpus) & set(gpus))

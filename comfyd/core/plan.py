@@ -1,0 +1,183 @@
+"""The heart: desired against observed gives actions, holds and the time to look again.
+
+At most one action per key. There is no restart: a changed fingerprint stops now; the exit wakes the loop and the next
+plan starts once the observed port is free. Whatever is not started has a hold that says why.
+"""
+
+from dataclasses import dataclass, field
+
+from comfyd.core.backoff import crash_delay_s, install_delay_s
+from comfyd.core.gates import environment_hold, exit_hold, gpus_clash, no_build_script, port_hold
+from comfyd.model.base import Condition, Now
+from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState, Phase
+from comfyd.model.plan import Action, InstallEnvironment, Plan, StartProcess, StopProcess
+from comfyd.model.process import DesiredEnvironment, DesiredProcess, ResolvedState
+
+FOREIGN_PORT_RECHECK_S = 2.0
+STOP_DRAIN_S = 5.0
+"""Prompts of an instance that is stopped, disabled or removed get this long before they are given back."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The plan while it is being made, with what its own starts already take."""
+
+    observed: ObservedState
+    now: Now
+    startup_delay: float
+    last_start: float | None
+    actions: list[Action] = field(default_factory=list)
+    holds: dict[str, Condition] = field(default_factory=dict)
+    wakes: list[float] = field(default_factory=list)
+    ports: dict[int, str] = field(default_factory=dict)
+    gpus: dict[str, tuple[tuple[int | str, ...] | None, bool]] = field(default_factory=dict)
+
+    def hold(self, key: str, condition: Condition, wake_at: float | None = None) -> None:
+        self.holds[key] = condition
+        if wake_at is not None:
+            self.wakes.append(wake_at)
+
+
+def plan(desired: ResolvedState, observed: ObservedState, now: Now) -> Plan:
+    """Decide the next step of every key. Pure: the same input gives the same plan, whatever the order within it."""
+    draft = _Draft(observed, now, desired.startup_delay, observed.last_start_mono)
+    for process in observed.processes:
+        if process.alive:
+            draft.gpus[process.key] = (process.gpus, process.gpu_exclusive)
+            if process.port is not None:
+                draft.ports[process.port] = process.key
+    _stop_undesired(draft, desired)
+    for environment in desired.environments:
+        _plan_environment(draft, environment)
+    for wish in sorted(desired.processes, key=_start_order):
+        _plan_process(draft, wish)
+    if desired.wake_at is not None:
+        draft.wakes.append(now.mono + max(0.0, desired.wake_at - now.wall))
+    return Plan(tuple(draft.actions), draft.holds, min(draft.wakes, default=None))
+
+
+def _start_order(wish: DesiredProcess) -> tuple[int, str]:
+    return (wish.instance.id if wish.instance else -1, wish.key)
+
+
+def _stop_undesired(draft: _Draft, desired: ResolvedState) -> None:
+    known = {wish.key for wish in desired.processes}
+    for process in draft.observed.processes:
+        if process.alive and process.key not in known:
+            _stop(draft, process, STOP_DRAIN_S, "no longer declared")
+
+
+def _stop(draft: _Draft, process: ObservedProcess, drain_s: float, reason: str) -> None:
+    """A run that drains already is asked again only if it may drain for less long now."""
+    left = (process.drain_until_mono or 0.0) - draft.now.mono
+    sooner = process.phase is Phase.DRAINING and left > drain_s + 1.0
+    if sooner or process.phase not in (Phase.DRAINING, Phase.STOPPING):
+        draft.actions.append(StopProcess(process.key, process.generation, drain_s, reason))
+
+
+def _plan_environment(draft: _Draft, wish: DesiredEnvironment) -> None:
+    seen = draft.observed.environment(wish.name) or ObservedEnvironment(name=wish.name)
+    key = f"environment/{wish.name}"
+    if not wish.wanted or seen.state in ("installing", "conflict") or wish.spec.issue:
+        return
+    current = seen.fingerprint == wish.fingerprint
+    if seen.installed and current and seen.models_fingerprint == wish.spec.models_fingerprint:
+        return
+    if not seen.installed and not wish.spec.has_install:
+        draft.holds[key] = no_build_script(wish.name)
+        return
+    if seen.failures and seen.failed_fingerprint == wish.fingerprint and seen.failed_mono is not None:
+        again = seen.failed_mono + install_delay_s(seen.failures, wish.name)
+        if draft.now.mono < again:
+            wait = f"install failed {seen.failures} times, next try in {again - draft.now.mono:.0f} s"
+            draft.hold(key, Condition("backoff", "install_failed", wait), again)
+        return
+    reason = "not installed"
+    if seen.installed:
+        reason = "models changed" if current else "build scripts, nodes or fixes changed"
+    draft.actions.append(InstallEnvironment(wish, reason))
+
+
+def _plan_process(draft: _Draft, wish: DesiredProcess) -> None:
+    seen = draft.observed.process(wish.key)
+    if seen is not None and seen.alive:
+        _plan_running(draft, wish, seen)
+    else:
+        _plan_absent(draft, wish, seen)
+
+
+def _plan_running(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess) -> None:
+    if not wish.run:
+        why = wish.why_not.message if wish.why_not else "not wanted"
+        _stop(draft, seen, min(STOP_DRAIN_S, wish.drain_timeout_s), why)
+    elif wish.held is not None:
+        draft.holds[wish.key] = wish.held
+    elif seen.fingerprint != wish.fingerprint:
+        _stop(draft, seen, wish.drain_timeout_s, "its settings changed")
+
+
+def _plan_absent(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | None) -> None:
+    if not wish.run:
+        off = wish.why_not or Condition("stopped", "not_wanted", "not wanted to run")
+        draft.hold(wish.key, off)
+        return
+    environment = draft.observed.environment(wish.environment) if wish.environment else None
+    refusal = wish.held or exit_hold(wish, seen) or environment_hold(wish, environment)
+    if refusal is not None:
+        unbuildable = draft.holds.get(f"environment/{wish.environment}")
+        draft.hold(wish.key, unbuildable if unbuildable and refusal.reason == "not_installed" else refusal)
+        return
+    if _waits_for_backoff(draft, wish, seen) or _waits_for_room(draft, wish) or _waits_for_turn(draft, wish):
+        return
+    draft.actions.append(StartProcess(wish, environment.flags if environment else frozenset(), _why_start(wish, seen)))
+    draft.gpus[wish.key] = (wish.gpus, wish.gpu_exclusive)
+    if wish.spec.port is not None:
+        draft.ports[wish.spec.port] = wish.key
+    draft.last_start = draft.now.mono
+
+
+def _why_start(wish: DesiredProcess, seen: ObservedProcess | None) -> str:
+    if seen is None or seen.last_exit is None:
+        return "wanted and not running"
+    if seen.last_exit.asked or seen.last_exit.fingerprint != wish.fingerprint:
+        return "wanted again"
+    return f"ended: {seen.last_exit.text()}"
+
+
+def _waits_for_backoff(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | None) -> bool:
+    last = seen.last_exit if seen else None
+    if seen is None or last is None or last.asked or last.fingerprint != wish.fingerprint:
+        return False
+    again = last.at + crash_delay_s(seen.crashes, wish.key)
+    if draft.now.mono >= again:
+        return False
+    left = again - draft.now.mono
+    message = f"ended {seen.crashes} times in a row ({last.text()}), next start in {left:.0f} s"
+    hint = "read the end of its log; `comfyd restart` starts it at once"
+    draft.hold(wish.key, Condition("backoff", "crashed", message, hint, last.wall), again)
+    return True
+
+
+def _waits_for_room(draft: _Draft, wish: DesiredProcess) -> bool:
+    hold = port_hold(wish, draft.ports, draft.observed)
+    if hold is not None:
+        foreign = hold.reason == "port_in_use"
+        draft.hold(wish.key, hold, draft.now.mono + FOREIGN_PORT_RECHECK_S if foreign else None)
+        return True
+    other = next((k for k, (gpus, alone) in sorted(draft.gpus.items()) if gpus_clash(wish, gpus, alone)), None)
+    if other is None:
+        return False
+    message = f"{other} runs on the same GPU and one of the two wants it exclusively"
+    draft.hold(wish.key, Condition("blocked", "gpu_exclusive", message, "stop the other one or give it other `gpus`"))
+    return True
+
+
+def _waits_for_turn(draft: _Draft, wish: DesiredProcess) -> bool:
+    if draft.last_start is None or draft.startup_delay <= 0:
+        return False
+    turn = draft.last_start + draft.startup_delay
+    if draft.now.mono >= turn:
+        return False
+    message = f"startup_delay leaves {draft.startup_delay:g} s between two starts"
+    draft.hold(wish.key, Condition("waiting_turn", "startup_delay", message), turn)
+    return True
