@@ -21,6 +21,7 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "unknown_output": 404,
     "task_not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "conflict": 409,
     "config_read_only": 409,
     "illegal_transition": 409,
