@@ -26,22 +26,23 @@ class ExitInfo(Frozen):
     """How the last run ended. code: exit code, None if killed by `signal` or unknown (an adopted process).
 
     asked: we stopped it. at: mono seconds; wall: wall seconds. fingerprint: what it was started with.
-    last_lines: the end of its log. oom: the kernel killed it for memory.
+    last_lines: the end of its log. oom: the kernel killed it for memory. cause: our own words where we know better (the
+    system refused the spawn, it never became ready).
     """
 
     code: int | None = None
     signal: str | None = None
     oom: bool = False
     asked: bool = False
-    spawn_error: str | None = None
+    cause: str | None = None
     at: float
     wall: float
     fingerprint: str = ""
     last_lines: tuple[str, ...] = ()
 
     def text(self) -> str:
-        if self.spawn_error:
-            return self.spawn_error
+        if self.cause:
+            return self.cause
         if self.oom:
             return "killed by the kernel: out of memory"
         if self.signal:

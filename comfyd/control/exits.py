@@ -1,0 +1,74 @@
+"""Waiting for processes and their groups: pidfd readiness on the loop, one shared procfs pass for all stops."""
+
+import asyncio
+
+from comfyd.host import proc
+from comfyd.host.proc import Member, Process
+
+WEAK_POLL_S = 1.0
+
+
+async def wait_exit(process: Process) -> None:
+    """Return when the process has ended; works for children and adopted ones alike. Cancelling leaves it alone."""
+    if process.pidfd is None:
+        await _poll_exit(process)
+        return
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    fd = process.pidfd
+    loop.add_reader(fd, _settle, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(fd)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _poll_exit(process: Process) -> None:
+    """Without a pidfd nothing tells of the end: look once a second."""
+    alive = True
+    while alive:
+        alive = await asyncio.to_thread(proc.still, process.identity)
+        await asyncio.sleep(WEAK_POLL_S if alive else 0)
+
+
+class MemberScan:
+    """Finds what is left of process groups; requests that wait at the same time share one pass over procfs."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, int | None, asyncio.Future[list[Member]]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def members(self, uuid: str, session: int | None) -> list[Member]:
+        """Live processes that carry `uuid` or are in `session` (None: by uuid only)."""
+        answer: asyncio.Future[list[Member]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((uuid, session, answer))
+        if self._task is None:
+            self._task = asyncio.create_task(self._serve())
+        return await answer
+
+    async def _serve(self) -> None:
+        await asyncio.sleep(0)
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            uuids = [uuid for uuid, _, _ in batch]
+            sessions = [s for _, s, _ in batch if s is not None]
+            try:
+                found = await asyncio.to_thread(proc.scan_members, uuids, sessions)
+            except OSError as error:
+                _fail(batch, error)
+                continue
+            for uuid, session, answer in batch:
+                if not answer.done():
+                    answer.set_result([m for m in found if m.uuid == uuid or m.stat.session == session])
+        self._task = None
+
+
+def _fail(batch: list[tuple[str, int | None, asyncio.Future[list[Member]]]], error: OSError) -> None:
+    for _, _, answer in batch:
+        if not answer.done():
+            answer.set_exception(error)

@@ -1,0 +1,214 @@
+"""reconcile_once() and the loop: clear the wake, read, parse, resolve, observe, plan, publish, apply.
+
+The loop never learns why it woke. Invalid input changes nothing that runs. Only apply() has effects.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from comfyd.control.pen import Pen
+from comfyd.control.supervise import Supervisor, now
+from comfyd.control.watch import Watcher
+from comfyd.core.config import parse, state_from_json, state_to_json
+from comfyd.core.plan import plan
+from comfyd.core.resolve import resolve
+from comfyd.failpoint import failpoint
+from comfyd.host import clock
+from comfyd.host.files import atomic_write, read_bounded
+from comfyd.live import ConfigView, Live
+from comfyd.logs import get_logger
+from comfyd.model.base import Now
+from comfyd.model.desired import DesiredState, EnvironmentSpec
+from comfyd.model.observed import ObservedEnvironment
+from comfyd.model.paths import Paths
+from comfyd.model.plan import InstallEnvironment, Plan, StartProcess, StopProcess
+from comfyd.model.process import DesiredEnvironment
+from comfyd.model.sources import ConfigFiles, MachineFacts, ParseResult, Variables
+from comfyd.store.protocol import NodeStore
+
+log = get_logger("comfyd.control")
+
+TORN_RETRIES, TORN_PAUSE_S = 3, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What control is given by the composition root: reading the files and asking the installer.
+
+    read_files and watched_dirs are blocking. install returns at once. know: tell the installer what exists.
+    """
+
+    read_files: Callable[[], ConfigFiles]
+    watched_dirs: Callable[[], tuple[Path, ...]]
+    install: Callable[[DesiredEnvironment], None]
+    know: Callable[[Sequence[EnvironmentSpec]], Awaitable[None]]
+
+
+class Reconciler:
+    """One per daemon; `reconcile_once` is never run twice at a time."""
+
+    def __init__(
+        self,
+        live: Live,
+        node: NodeStore,
+        supervisor: Supervisor,
+        pen: Pen,
+        hands: Hands,
+        variables: Variables,
+        facts: MachineFacts,
+    ) -> None:
+        self._live = live
+        self._node = node
+        self._supervisor = supervisor
+        self._pen = pen
+        self._hands = hands
+        self._variables = variables
+        self._facts = facts
+        self._paths: Paths = facts.paths
+        self._known_bad = ""
+
+    async def open(self) -> None:
+        """Take up the last good state and what is recorded of outputs."""
+        outputs = await self._node.facts("output/")
+        self._facts.outputs.update({k.removeprefix("output/"): str(v["output"]) for k, v in outputs.items()})
+        saved = await asyncio.to_thread(read_bounded, self._paths.last_good, 64 * 1024 * 1024)
+        if saved.data is not None:
+            try:
+                desired = state_from_json(saved.data)
+            except ValueError as error:
+                log.warning("last good state unreadable", reason=str(error))
+                return
+            self._live.config.set(replace(self._live.config.get(), desired=desired, state="stale"))
+
+    async def run_reconciling(self, watcher: Watcher, poll_s: float) -> None:
+        """The loop. Woken by anything; looks again by itself at the plan's wake_at and every poll_s."""
+        while True:
+            try:
+                await self.reconcile_once()
+            except Exception as error:
+                log.exception("reconcile failed, trying again", reason=str(error))
+            watcher.watch(await asyncio.to_thread(self._hands.watched_dirs))
+            await self._sleep_until_woken(poll_s)
+
+    async def _sleep_until_woken(self, poll_s: float) -> None:
+        wake_at = self._live.plan.get().wake_at
+        left = poll_s if wake_at is None else min(poll_s, max(0.0, wake_at - clock.mono()))
+        try:
+            async with asyncio.timeout(left):
+                await self._live.wake.wait()
+        except TimeoutError:
+            return
+
+    async def reconcile_once(self) -> Plan:
+        """One pass. Returns the plan it applied."""
+        self._live.wake.clear()
+        desired = await self._read_desired()
+        overrides = await self._node.overrides()
+        at = now()
+        resolved = resolve(desired, overrides, self._variables, self._facts, at)
+        await self._hands.know(desired.environments)
+        self._supervisor.refresh(resolved)
+        observed = await self._supervisor.observe(resolved, self._environments())
+        decided = plan(resolved, observed, at)
+        self._live.resolved.set(resolved)
+        self._live.observed.set(observed)
+        self._live.plan.set(decided)
+        self._live.overrides.set(overrides)
+        await self._apply(decided)
+        self._live.passes.set(self._live.passes.get() + 1)
+        return decided
+
+    def _environments(self) -> tuple[ObservedEnvironment, ...]:
+        return tuple(self._live.installs.get().values())
+
+    def publish(self) -> None:
+        """Observed facts without a pass: used while the loop no longer runs (shutdown)."""
+        self._live.observed.set(self._supervisor.snapshot(self._environments()))
+
+    async def _apply(self, decided: Plan) -> None:
+        """Stops first, then installs, then starts. Waits for nothing long, decides nothing."""
+        starts: list[StartProcess] = []
+        for action in decided.actions:
+            if isinstance(action, StopProcess):
+                self._supervisor.stop(action)
+            elif isinstance(action, InstallEnvironment):
+                log.info("install", environment=action.environment.name, reason=action.reason)
+                self._hands.install(action.environment)
+            else:
+                starts.append(action)
+        for start in starts:
+            await self._record_output(start)
+        await self._supervisor.start(starts)
+        if decided.actions:
+            self.publish()
+
+    async def _record_output(self, start: StartProcess) -> None:
+        """The output folder is decided at the first start and kept: a new sibling must not move it."""
+        if start.process.instance is None or start.key in self._facts.outputs:
+            return
+        self._facts.outputs[start.key] = start.process.output
+        await self._node.put_fact(f"output/{start.key}", {"output": start.process.output})
+
+    async def _read_desired(self) -> DesiredState:
+        before = self._live.config.get()
+        files = await asyncio.to_thread(self._hands.read_files)
+        result = parse(files, self._variables, before.desired)
+        for _ in range(TORN_RETRIES):
+            if result.state != "refused" or _revision(files) == self._known_bad:
+                break
+            await asyncio.sleep(TORN_PAUSE_S)
+            files = await asyncio.to_thread(self._hands.read_files)
+            result = parse(files, self._variables, before.desired)
+        failpoint("parsed")
+        view = _view(before, files, result, now())
+        if result.desired is not None and view.state == "ok":
+            await self._keep(before, result.desired)
+        self._tell(before, view, result)
+        self._live.config.set(view)
+        return view.desired
+
+    async def _keep(self, before: ConfigView, desired: DesiredState) -> None:
+        self._known_bad = ""
+        if desired == before.desired and before.state == "ok":
+            return
+        try:
+            await asyncio.to_thread(atomic_write, self._paths.last_good, state_to_json(desired), 0o600)
+        except OSError as error:
+            log.error("last good state not saved", reason=str(error))
+        failpoint("revision_saved")
+
+    def _tell(self, before: ConfigView, view: ConfigView, result: ParseResult) -> None:
+        """Log and record once per content, not once per pass."""
+        if view.seen_revision == before.seen_revision and view.issues == before.issues and view.state == before.state:
+            return
+        self._known_bad = view.seen_revision if result.state == "refused" else ""
+        for issue in view.issues:
+            level = log.error if issue.severity == "error" else log.warning
+            level("config issue", problem=issue.text())
+        errors = [issue.text() for issue in view.issues if issue.severity == "error"]
+        self._pen.write(
+            "config", view.path, **{"from": before.state}, to=view.state, revision=view.revision, errors=errors[:20]
+        )
+
+
+def _revision(files: ConfigFiles) -> str:
+    """A short hash of instances.json as read ("" if there is none)."""
+    data = files.instances.data
+    return hashlib.sha256(data).hexdigest()[:12] if data is not None else (files.instances.problem or "")
+
+
+def _view(before: ConfigView, files: ConfigFiles, result: ParseResult, at: Now) -> ConfigView:
+    seen = _revision(files)
+    if result.state == "ok" and result.desired is not None:
+        changed = seen != before.revision or before.state != "ok"
+        loaded = at.wall if changed else before.loaded_at
+        return ConfigView(result.desired, result.issues, "ok", files.instances.path, seen, seen, loaded, files)
+    state = "missing" if result.state == "missing" else "stale"
+    if before.loaded_at is None and before.state == "empty":
+        state = "missing" if result.state == "missing" else "empty"
+    return replace(
+        before, issues=result.issues, state=state, path=files.instances.path, seen_revision=seen, files=files
+    )

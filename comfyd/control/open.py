@@ -1,0 +1,66 @@
+"""The control room as one context: entering adopts and reconciles, leaving stops or leaves the processes."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import anyio
+
+from comfyd.control.loop import Hands, Reconciler
+from comfyd.control.pen import Pen
+from comfyd.control.supervise import Supervisor
+from comfyd.control.watch import Watcher
+from comfyd.live import Live
+from comfyd.model.sources import MachineFacts, Variables
+from comfyd.settings import Settings
+from comfyd.store.protocol import NodeStore
+
+
+@dataclass(frozen=True, slots=True)
+class ControlParts:
+    """What the composition root hands in. leave: asked at the end; True = instances run on without us."""
+
+    live: Live
+    node: NodeStore
+    settings: Settings
+    hands: Hands
+    variables: Variables
+    facts: MachineFacts
+    leave: Callable[[], bool]
+
+
+@contextlib.asynccontextmanager
+async def open_control(parts: ControlParts) -> AsyncIterator[None]:
+    """Adopt, then reconcile until the body ends. A body that fails leaves every process running."""
+    live, settings = parts.live, parts.settings
+    stopping = False
+
+    def changed() -> None:
+        if stopping:
+            reconciler.publish()
+        else:
+            live.wake.set()
+
+    pen = Pen(parts.node)
+    supervisor = Supervisor(parts.facts.paths, live, pen, changed)
+    reconciler = Reconciler(live, parts.node, supervisor, pen, parts.hands, parts.variables, parts.facts)
+    watcher = Watcher(live.wake.set, settings.debounce_s, settings.force_polling)
+    try:
+        async with anyio.create_task_group() as watching:
+            await supervisor.open(watching, await parts.node.facts("crash/"))
+            await reconciler.open()
+            async with anyio.create_task_group() as deciding:
+                deciding.start_soon(pen.run_writing)
+                deciding.start_soon(watcher.run_watching)
+                deciding.start_soon(reconciler.run_reconciling, watcher, settings.poll_s)
+                yield
+                stopping = True
+                deciding.cancel_scope.cancel()
+            if not parts.leave():
+                reconciler.publish()
+                await supervisor.stop_all(0.0)
+            watching.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await pen.flush()
+            await supervisor.close()

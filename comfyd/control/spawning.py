@@ -1,0 +1,122 @@
+"""From StartProcess actions to processes: one batch, one journal sync, then all barriers open. Blocking code."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfyd.control.runs import Run, identity_from_record
+from comfyd.failpoint import failpoint
+from comfyd.host import clock, proc
+from comfyd.host.journal import Journal
+from comfyd.host.proc import OWNER_VARIABLE, UUID_VARIABLE, Process, SpawnError, SpawnRequest
+from comfyd.model.base import Now
+from comfyd.model.plan import StartProcess
+from comfyd.model.process import ProcessSpec
+
+EXEC_FAILED = {126: "the program could not be executed", 127: "the program was not found"}
+LAST_LINES, TAIL_BYTES = 50, 32 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Spawner:
+    """What all spawns of this daemon share. owner: tag of the state folder, so that daemons tell theirs apart."""
+
+    journal: Journal
+    boot_id: str
+    pidns: int
+    owner: str
+    environment: Mapping[str, str]
+
+    def start_batch(self, actions: Sequence[StartProcess], now: Now) -> list[tuple[StartProcess, Run | SpawnError]]:
+        """Spawn all behind their barriers, record them with one sync, release them. Never raises for one of them."""
+        results: list[tuple[StartProcess, Run | SpawnError]] = []
+        for action in actions:
+            try:
+                results.append((action, self._spawn(action, now)))
+            except SpawnError as error:
+                results.append((action, error))
+            except OSError as error:
+                results.append((action, SpawnError(error.errno, error.strerror, error.filename)))
+        runs = [run for _, run in results if isinstance(run, Run)]
+        self.journal.started(run.record() for run in runs)
+        for run in runs:
+            _write_pid_file(run.spec, run.process)
+            proc.release(run.process)
+        failpoint("exec_released")
+        return results
+
+    def _spawn(self, action: StartProcess, now: Now) -> Run:
+        wish = action.process
+        tree = os.path.realpath(wish.spec.pin) if wish.spec.pin else None
+        request = self._request(wish.spec, action.flags, tree)
+        for folder in (*wish.spec.dirs, str(Path(wish.spec.log).parent)):
+            os.makedirs(folder, exist_ok=True)
+        process = proc.spawn(request, self.boot_id, self.pidns)
+        return Run(
+            key=wish.key, spec=wish.spec, process=process, generation=request.uuid, fingerprint=wish.fingerprint,
+            gpus=wish.gpus, gpu_exclusive=wish.gpu_exclusive, tree=tree, started=now, phase_since_wall=now.wall,
+        )  # fmt: skip
+
+    def _request(self, spec: ProcessSpec, flags: frozenset[str], tree: str | None) -> SpawnRequest:
+        generation = uuid.uuid4().hex
+        environment = proc.child_environment(self.environment, spec.env)
+        environment |= {UUID_VARIABLE: generation, OWNER_VARIABLE: self.owner}
+        argv = tuple(_pinned(argument, spec.pin, tree) for argument in spec.command(flags))
+        return SpawnRequest(argv, _pinned(spec.cwd, spec.pin, tree), environment, spec.log, generation)
+
+
+def _pinned(text: str, link: str | None, tree: str | None) -> str:
+    """A path below the environment link, moved to the generation that the link points to now."""
+    if link and tree and (text == link or text.startswith(link + "/")):
+        return tree + text[len(link) :]
+    return text
+
+
+def _write_pid_file(spec: ProcessSpec, process: Process) -> None:
+    if spec.pid_file is None:
+        return
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(spec.pid_file), exist_ok=True)
+        fd = os.open(spec.pid_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(fd, "w") as file:
+            file.write(f"{process.pid}\n")
+
+
+def remove_pid_file(spec: ProcessSpec, pid: int) -> None:
+    """Remove the pid file if it still names this process."""
+    if spec.pid_file is None:
+        return
+    path = Path(spec.pid_file)
+    with contextlib.suppress(OSError):
+        if path.read_text().strip() == str(pid):
+            path.unlink()
+
+
+def last_lines(log: str) -> tuple[str, ...]:
+    """The end of a log, at most 50 lines of at most 500 characters."""
+    try:
+        with open(log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            raw = file.read()
+    except OSError:
+        return ()
+    text = raw.decode("utf-8", "replace")
+    return tuple(line[:500] for line in text.splitlines()[-LAST_LINES:])
+
+
+def adopt_recorded(records: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Process | None]]:
+    """For each journal record the process if it is still the recorded one."""
+    boot_id, pidns = clock.boot_id(), proc.pid_namespace()
+    found = [(record, proc.adopt(identity_from_record(record), boot_id, pidns)) for record in records]
+    failpoint("adopt_verified")
+    return found
+
+
+def unrecorded(owner: str, known: frozenset[str]) -> tuple[int, ...]:
+    """Pids that carry our owner tag and a uuid nobody recorded. They are shown, never signalled."""
+    return tuple(p for p in proc.all_pids() if proc.owner_of(p) == owner and (proc.uuid_of(p) or "") not in known)

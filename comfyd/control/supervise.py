@@ -1,0 +1,277 @@
+"""Supervisor: observe, start, stop, leave. One watching task per key; cancelling it leaves the process running.
+
+Owns: runs and histories. Must not: decide what should run.
+"""
+
+import asyncio
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from comfyd.control import spawning
+from comfyd.control.exits import MemberScan, wait_exit
+from comfyd.control.pen import Pen
+from comfyd.control.probe import Prober, run_probes
+from comfyd.control.runs import (
+    History,
+    Run,
+    StopRequest,
+    history_from_fact,
+    observed_gone,
+    observed_run,
+    run_from_record,
+)
+from comfyd.control.spawning import Spawner
+from comfyd.control.stopping import end_process, reap
+from comfyd.host import clock, proc, sockets
+from comfyd.host.journal import Journal
+from comfyd.host.proc import SpawnError, Status
+from comfyd.live import Live
+from comfyd.logs import get_logger
+from comfyd.model.base import Now
+from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState, Phase, PortHolder
+from comfyd.model.paths import Paths
+from comfyd.model.plan import StartProcess, StopProcess
+from comfyd.model.process import ResolvedState
+
+log = get_logger("comfyd.control")
+
+
+def now() -> Now:
+    return Now(clock.mono(), clock.wall())
+
+
+class Supervisor:
+    """All processes of one state folder. `changed` is called after every fact that changes."""
+
+    def __init__(self, paths: Paths, live: Live, pen: Pen, changed: Callable[[], None]) -> None:
+        self._journal = Journal(paths.journal)
+        self._live = live
+        self._pen = pen
+        self._changed = changed
+        owner = hashlib.sha256(os.fsencode(paths.state_dir.resolve())).hexdigest()[:16]
+        self._boot_id = clock.boot_id()
+        self._spawner = Spawner(self._journal, self._boot_id, proc.pid_namespace(), owner, dict(os.environ))
+        self._runs: dict[str, Run] = {}
+        self._history: dict[str, History] = {}
+        self._scan = MemberScan()
+        self._prober = Prober()
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._last_start: float | None = None
+        self._unrecorded: tuple[int, ...] = ()
+        self._gone = asyncio.Event()
+
+    async def open(self, tasks: anyio.abc.TaskGroup, facts: dict[str, dict[str, Any]]) -> None:
+        """Adopt what a former daemon left running; facts: NodeStore facts `crash/<key>`."""
+        self._tasks = tasks
+        for name, fact in facts.items():
+            self._history[name.removeprefix("crash/")] = history_from_fact(fact, self._boot_id)
+        records = await asyncio.to_thread(self._journal.open)
+        for record, process in await asyncio.to_thread(spawning.adopt_recorded, records):
+            run = run_from_record(dict(record), process) if process is not None else None
+            if run is None:
+                await self._died_unseen(dict(record))
+                continue
+            self._runs[run.key] = run
+            self._pen.write("instance", run.key, to="adopted", pid=run.process.pid)
+            tasks.start_soon(self._run_process, run)
+        known = frozenset(str(r["uuid"]) for r in records)
+        self._unrecorded = await asyncio.to_thread(spawning.unrecorded, self._spawner.owner, known)
+        if self._unrecorded:
+            log.warning("unrecorded_process", pids=self._unrecorded, reason="carries our tag but no record; left alone")
+
+    async def close(self) -> None:
+        await self._prober.close()
+        await asyncio.to_thread(self._journal.close)
+
+    async def observe(self, wanted: ResolvedState, environments: Iterable[ObservedEnvironment]) -> ObservedState:
+        """One snapshot; foreign listeners are looked up only for ports that a process wants and does not hold."""
+        missing = {
+            p.spec.port for p in wanted.processes if p.run and p.spec.port is not None and p.key not in self._runs
+        }
+        ours = {run.spec.port for run in self._runs.values()}
+        holders = await asyncio.to_thread(_foreign, missing - ours) if missing - ours else ()
+        return self.snapshot(environments, holders)
+
+    def snapshot(
+        self, environments: Iterable[ObservedEnvironment], holders: tuple[PortHolder, ...] = ()
+    ) -> ObservedState:
+        """The facts as they stand, without looking at the system."""
+        seen: list[ObservedProcess] = [observed_run(run, self._of(key)) for key, run in self._runs.items()]
+        seen += [observed_gone(key, h) for key, h in self._history.items() if key not in self._runs]
+        return ObservedState(
+            processes=tuple(sorted(seen, key=lambda p: p.key)), environments=tuple(environments), ports=holders,
+            last_start_mono=self._last_start, unrecorded=self._unrecorded,
+        )  # fmt: skip
+
+    def refresh(self, wanted: ResolvedState) -> None:
+        """Take over what may change without a restart (probe, grace) and forget keys that nobody declares."""
+        declared = {wish.key: wish for wish in wanted.processes}
+        for key, run in self._runs.items():
+            wish = declared.get(key)
+            if wish is not None and wish.fingerprint == run.fingerprint:
+                run.spec = wish.spec
+        for key in [k for k in self._history if k not in declared and k not in self._runs]:
+            del self._history[key]
+
+    async def start(self, actions: Sequence[StartProcess]) -> None:
+        """Spawn a batch. A refused spawn is a fact (an exit with its cause), not an error."""
+        if not actions or self._tasks is None:
+            return
+        at = now()
+        with anyio.CancelScope(shield=True):
+            results = await asyncio.to_thread(self._spawner.start_batch, actions, at)
+        for action, result in results:
+            history = self._of(action.key)
+            if isinstance(result, SpawnError):
+                self._refused(action, result)
+                continue
+            history.restarts += history.last_exit is not None
+            self._last_start = at.mono
+            self._runs[action.key] = result
+            self._pen.write("instance", action.key, to="starting", reason=action.reason, pid=result.process.pid)
+            self._tasks.start_soon(self._run_process, result)
+        self._changed()
+
+    def stop(self, action: StopProcess) -> None:
+        """Ask the run that the action names to end; does not wait. A second request can only shorten the drain."""
+        run = self._runs.get(action.key)
+        if run is None or run.generation != action.generation:
+            return
+        self._request_stop(run, StopRequest(clock.mono() + action.drain_s, run.spec.stop_grace_s), action.reason)
+
+    async def stop_all(self, drain_s: float) -> None:
+        """Ask every run to end and wait until nothing is left."""
+        for run in list(self._runs.values()):
+            self._request_stop(run, StopRequest(clock.mono() + drain_s, run.spec.stop_grace_s), "the daemon stops")
+        while self._runs:
+            self._gone.clear()
+            await self._gone.wait()
+
+    def _request_stop(self, run: Run, request: StopRequest, reason: str) -> None:
+        if run.stop is not None:
+            request.drain_until = min(request.drain_until, run.stop.drain_until)
+        run.stop = request
+        if run.phase not in (Phase.DRAINING, Phase.STOPPING):
+            self._set_phase(run, Phase.DRAINING, reason)
+        run.stop_changed.set()
+
+    def _of(self, key: str) -> History:
+        return self._history.setdefault(key, History())
+
+    def _set_phase(self, run: Run, phase: Phase, reason: str) -> None:
+        before, run.phase = run.phase, phase
+        run.phase_since_wall = clock.wall()
+        if phase is Phase.READY:
+            run.probe_message = ""
+            run.ready_since_mono = run.ready_since_mono or clock.mono()
+        elif phase is Phase.UNREADY:
+            run.ready_since_mono = None
+        self._pen.write("instance", run.key, **{"from": before.value}, to=phase.value, reason=reason)
+        self._journal.marked(run.generation, phase is Phase.READY)
+        self._changed()
+
+    async def _run_process(self, run: Run) -> None:
+        """Watch one run until it is gone or we are cancelled (= leave). No bug here reaches a sibling."""
+        while True:
+            try:
+                status = await self._watch(run)
+                await self._finished(run, status)
+                return
+            except Exception as error:
+                log.exception("watching failed, watching again", instance=run.key, reason=str(error))
+                await asyncio.sleep(1)
+
+    async def _watch(self, run: Run) -> Status:
+        exited = asyncio.ensure_future(wait_exit(run.process))
+        asked = asyncio.ensure_future(run.stop_changed.wait())
+        probing = asyncio.ensure_future(run_probes(run, self._prober, self._set_phase_if_running))
+        try:
+            await asyncio.wait({exited, asked, probing}, return_when=asyncio.FIRST_COMPLETED)
+            if probing.done() and not exited.done() and run.stop is None:
+                cause = probing.result()
+                self._request_stop(run, StopRequest(0.0, run.spec.stop_grace_s, asked=False, cause=cause), cause)
+            probing.cancel()
+            if exited.done():
+                return await reap(run, self._scan, kill_at=0.0)
+            await self._drain(run, exited)
+        finally:
+            for task in (exited, asked, probing):
+                task.cancel()
+        return await self._end(run)
+
+    async def _end(self, run: Run) -> Status:
+        """Once begun, a stop is finished whatever is cancelled."""
+        self._set_phase(run, Phase.STOPPING, "")
+        grace = run.stop.grace_s if run.stop else run.spec.stop_grace_s
+        ending = asyncio.ensure_future(end_process(run, grace, self._scan))
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({ending})
+        return ending.result()
+
+    def _set_phase_if_running(self, run: Run, phase: Phase, reason: str) -> None:
+        if run.stop is None:
+            self._set_phase(run, phase, reason)
+
+    async def _drain(self, run: Run, exited: "asyncio.Future[None]") -> None:
+        """Wait until its prompts are done, the drain time is over, or it ends by itself."""
+        while run.stop is not None and not exited.done():
+            seq = self._live.evidence.seq
+            evidence = self._live.evidence.get().get(run.key)
+            busy = evidence is not None and evidence.generation == run.generation and evidence.in_flight > 0
+            left = run.stop.drain_until - clock.mono()
+            if not busy or left <= 0:
+                return
+            run.stop_changed.clear()
+            waits: list[asyncio.Future[Any]] = [
+                asyncio.ensure_future(self._live.evidence.wait_changed(seq)),
+                asyncio.ensure_future(run.stop_changed.wait()),
+            ]
+            try:
+                await asyncio.wait([*waits, exited], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+
+    async def _finished(self, run: Run, status: Status) -> None:
+        tail = await asyncio.to_thread(spawning.last_lines, run.spec.log)
+        info = self._of(run.key).ended(run, status, now(), tail)
+        if info.code in spawning.EXEC_FAILED and not info.asked:
+            cause = f"{spawning.EXEC_FAILED[info.code]}: {run.spec.argv[0]}"
+            self._of(run.key).last_exit = info.model_copy(update={"cause": cause})
+        await asyncio.to_thread(spawning.remove_pid_file, run.spec, run.process.pid)
+        await asyncio.to_thread(self._journal.ended, run.generation)
+        run.process.close()
+        del self._runs[run.key]
+        self._gone.set()
+        self._pen.fact(f"crash/{run.key}", self._of(run.key).as_fact(self._boot_id))
+        self._pen.write(
+            "instance", run.key, **{"from": run.phase.value}, to="gone", reason=info.text(), asked=info.asked
+        )
+        self._changed()
+
+    def _refused(self, action: StartProcess, error: SpawnError) -> None:
+        history = self._of(action.key)
+        cause = f"could not be started: {error.strerror}: {error.filename or ''}".rstrip(": ")
+        history.refused(action.process.fingerprint, now(), cause)
+        self._pen.fact(f"crash/{action.key}", history.as_fact(self._boot_id))
+        self._pen.write("instance", action.key, to="gone", reason=cause)
+
+    async def _died_unseen(self, record: dict[str, Any]) -> None:
+        """A recorded process that ended while no daemon watched: forget it and end what it left behind."""
+        if record["boot_id"] == self._boot_id and record["pidns"] == self._spawner.pidns:
+            for member in await self._scan.members(record["uuid"], None):
+                proc.signal_member(member, signal.SIGKILL)
+        self._of(record["key"]).refused(record["fingerprint"], now(), "ended while no daemon was watching")
+        await asyncio.to_thread(self._journal.ended, record["uuid"])
+        self._pen.write("instance", record["key"], to="gone", reason="ended while no daemon was watching")
+
+
+def _foreign(ports: set[int]) -> tuple[PortHolder, ...]:
+    table = sockets.listening()
+    return tuple(PortHolder(port=h.port, pid=h.pid, name=h.name) for h in sockets.holders(ports, table))

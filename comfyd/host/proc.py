@@ -1,0 +1,305 @@
+"""Processes: spawn behind a barrier, identity, signals, exits. The only file that signals, and only through identity.
+
+Rules 1, 2 and 4 of the fault catalogue: a child execs only after its identity is on disk; a process is ours only if
+pid, start time, boot id, pid namespace and the random uuid in its environment all agree, checked after pidfd_open.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+UUID_VARIABLE = "COMFYD_PROCESS_UUID"
+OWNER_VARIABLE = "COMFYD_PROCESS_OWNER"
+NOT_RELEASED_EXIT = 125
+_BARRIER = 'read -r go && [ "$go" = go ] || exit 125; exec "$@" </dev/null'
+"""The one shell in the house. Constant: values reach it only as argv. EOF on the pipe (the daemon died) ends it."""
+
+
+class SpawnError(OSError):
+    """A start that the system refused; errno and strerror say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a process is. starttime: clock ticks since boot (proc(5) stat field 22). pidns: its pid namespace (inode)."""
+
+    pid: int
+    starttime: int
+    boot_id: str
+    pidns: int
+    uuid: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnRequest:
+    """argv and cwd are absolute and final; env is the whole environment; output is appended to `log`."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str]
+    log: str
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a process ended. Both None: it was not our child, so nobody told us."""
+
+    code: int | None = None
+    signal: str | None = None
+
+
+@dataclass(slots=True)
+class Process:
+    """A live process that is ours. pidfd is None where the kernel refuses pidfds (identity is then weak)."""
+
+    identity: Identity
+    pidfd: int | None
+    child: "subprocess.Popen[bytes] | None" = None
+    barrier: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
+
+    def send(self, number: int) -> bool:
+        """Signal the leader; False if it is gone."""
+        try:
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd, number)
+            elif still(self.identity):
+                os.kill(self.identity.pid, number)
+            else:
+                return False
+        except ProcessLookupError:
+            return False
+        return True
+
+    def status(self) -> Status:
+        """Reap it (if it is our child) and say how it ended. Call only after its pidfd became readable."""
+        try:
+            result = os.waitid(os.P_PID, self.identity.pid, os.WEXITED)
+        except ChildProcessError:
+            return Status()
+        if result is None:
+            return Status()
+        if self.child is not None:
+            self.child.returncode = result.si_status
+        if result.si_code == os.CLD_EXITED:
+            return Status(code=result.si_status)
+        return Status(signal=signal.Signals(result.si_status).name)
+
+    def close(self) -> None:
+        for fd in (self.pidfd, self.barrier):
+            if fd is not None:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self.pidfd = self.barrier = None
+
+
+def child_environment(base: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """The daemon's environment without COMFYD_* and database URLs, then `changes` (None removes)."""
+    kept = {
+        name: value
+        for name, value in base.items()
+        if not name.startswith("COMFYD_") and not value.startswith(("postgres://", "postgresql://"))
+    }
+    for name, change in changes.items():
+        if change is None:
+            kept.pop(name, None)
+        else:
+            kept[name] = change
+    return kept
+
+
+def preflight(request: SpawnRequest) -> None:
+    """Raise SpawnError for what the barrier's exec could only report through its log."""
+    program = request.argv[0]
+    if not os.path.isdir(request.cwd):
+        raise SpawnError(errno.ENOENT, "working folder does not exist", request.cwd)
+    if os.sep in program:
+        path = os.path.join(request.cwd, program)
+        if not os.path.exists(path):
+            raise SpawnError(errno.ENOENT, "program does not exist", path)
+        if not os.access(path, os.X_OK) or os.path.isdir(path):
+            raise SpawnError(errno.EACCES, "program cannot be executed", path)
+
+
+def spawn(request: SpawnRequest, boot_id: str, pidns: int) -> Process:
+    """Start the barrier in its own session; it execs argv once `release` is called. Raises SpawnError.
+
+    Blocking (about 1 ms): call it off the loop.
+    """
+    preflight(request)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    log = -1
+    try:
+        log = os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        child = subprocess.Popen(
+            ["/bin/sh", "-c", _BARRIER, "comfyd-spawn", *request.argv],
+            stdin=reader, stdout=log, stderr=log, cwd=request.cwd, env=dict(request.env), start_new_session=True,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        os.close(writer)
+        number = error.errno if isinstance(error, OSError) else errno.EINVAL
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SpawnError(number, reason or str(error), request.argv[0]) from error
+    finally:
+        os.close(reader)
+        if log >= 0:
+            os.close(log)
+    starttime = read_stat(child.pid)
+    identity = Identity(child.pid, starttime.starttime if starttime else 0, boot_id, pidns, request.uuid)
+    return Process(identity, _pidfd(child.pid), child, writer)
+
+
+def release(process: Process) -> None:
+    """Let the child behind the barrier exec."""
+    if process.barrier is not None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(process.barrier, b"go\n")
+        os.close(process.barrier)
+        process.barrier = None
+
+
+def adopt(identity: Identity, boot_id: str, pidns: int) -> Process | None:
+    """A handle on a recorded process if it still is that process, else None. Signals nothing."""
+    if identity.boot_id != boot_id or identity.pidns != pidns:
+        return None
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pidfd = -1
+    if not still(identity):
+        if pidfd >= 0:
+            os.close(pidfd)
+        return None
+    return Process(identity, pidfd if pidfd >= 0 else None)
+
+
+def still(identity: Identity) -> bool:
+    """Whether the pid carries the recorded start time and uuid and is no zombie."""
+    stat = read_stat(identity.pid)
+    if stat is None or stat.starttime != identity.starttime or stat.state in "ZX":
+        return False
+    return uuid_of(identity.pid) == identity.uuid
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The few fields of /proc/<pid>/stat that matter here."""
+
+    pid: int
+    name: str
+    state: str
+    ppid: int
+    session: int
+    starttime: int
+
+
+def read_stat(pid: int) -> Stat | None:
+    """None if there is no such process (any more)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    head, _, tail = text.rpartition(")")
+    fields = tail.split()
+    return Stat(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[3]), int(fields[19]))
+
+
+def uuid_of(pid: int) -> str | None:
+    """The uuid of ours that a process carries in its environment."""
+    return _variable_of(pid, UUID_VARIABLE)
+
+
+def owner_of(pid: int) -> str | None:
+    """Which daemon (state folder) started it."""
+    return _variable_of(pid, OWNER_VARIABLE)
+
+
+def _variable_of(pid: int, name: str) -> str | None:
+    try:
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None
+    prefix = name.encode() + b"="
+    found = next((part for part in raw.split(b"\0") if part.startswith(prefix)), None)
+    return found[len(prefix) :].decode("ascii", "replace") if found is not None else None
+
+
+def all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process of one of our groups."""
+
+    stat: Stat
+    uuid: str | None
+
+
+def scan_members(uuids: Sequence[str], sessions: Sequence[int]) -> list[Member]:
+    """Every live process that carries one of `uuids` or is in one of `sessions` (one procfs pass for all stops)."""
+    wanted, groups = set(uuids), set(sessions)
+    found: list[Member] = []
+    for pid in all_pids():
+        stat = read_stat(pid)
+        if stat is None or stat.state in "ZX":
+            continue
+        uuid = uuid_of(pid)
+        if uuid in wanted or stat.session in groups:
+            found.append(Member(stat, uuid))
+    return found
+
+
+def signal_member(member: Member, number: int) -> None:
+    """Signal one scanned process if it still is the same one."""
+    fd = _pidfd(member.stat.pid)
+    try:
+        stat = read_stat(member.stat.pid)
+        if stat is None or stat.starttime != member.stat.starttime:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if fd is not None:
+                signal.pidfd_send_signal(fd, number)
+            else:
+                os.kill(member.stat.pid, number)
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def group_is_empty(leader: int) -> bool:
+    """Whether no process (zombies count) is left in the group of a reaped leader. Cheap; sends nothing."""
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def pid_namespace() -> int:
+    """Inode of our pid namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
