@@ -1,0 +1,86 @@
+"""What every batch leaves behind besides its rows: events with gap-free numbers, and the counts of tasks by state.
+
+Both are gathered in memory while operations run and written once, just before COMMIT. Runs on the writer thread.
+"""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from comfyd.model.task import Event
+
+_INSERT_EVENT = "INSERT INTO event (seq, at, type, subject, data) VALUES (?, ?, ?, ?, ?)"
+_ADD_TALLY = (
+    "INSERT INTO tally (environment, workflow_name, state, n) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (environment, workflow_name, state) DO UPDATE SET n = n + excluded.n"
+)
+
+
+class Ledger:
+    """Numbers of the event log: `last` is committed, `oldest` still kept. Keeps about `rows` events."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = max(1, rows)
+        self.last = 0
+        self.oldest = 1
+
+    def load(self, db: sqlite3.Connection) -> None:
+        first, last = db.execute("SELECT min(seq), max(seq) FROM event").fetchone()
+        self.last = last or 0
+        self.oldest = first or self.last + 1
+
+    def trim(self, db: sqlite3.Connection, last: int) -> int:
+        """Delete the oldest events beyond `rows`, in strides. Returns the oldest seq that is kept."""
+        keep_from = last - self.rows + 1
+        if keep_from - self.oldest < max(1, self.rows // 100):
+            return self.oldest
+        db.execute("DELETE FROM event WHERE seq < ?", (keep_from,))
+        return keep_from
+
+
+class Transaction:
+    """What one operation works on: the connection, and what it wants written along with its rows."""
+
+    def __init__(self, db: sqlite3.Connection, ledger: Ledger) -> None:
+        self.db = db
+        self._ledger = ledger
+        self._base = ledger.last
+        self._events: list[tuple[int, float, str, str, str]] = []
+        self._moves: list[tuple[str, str, str, int]] = []
+
+    def event(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> Event:
+        seq = self._base + len(self._events) + 1
+        self._events.append((seq, wall, type_, subject, json.dumps(data, separators=(",", ":"))))
+        return Event(seq=seq, at=wall, type=type_, subject=subject, data=dict(data))
+
+    def note(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> None:
+        """`event` for those that do not need the answer."""
+        seq = self._base + len(self._events) + 1
+        self._events.append((seq, wall, type_, subject, json.dumps(data, separators=(",", ":"))))
+
+    def count(self, environment: str, workflow: str, state: str, n: int) -> None:
+        """Change the number of tasks in `state` by n."""
+        self._moves.append((environment, workflow, state, n))
+
+    def mark(self) -> tuple[int, int]:
+        return len(self._events), len(self._moves)
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        """Forget what was gathered since `mark`: the operation was rolled back."""
+        del self._events[mark[0] :]
+        del self._moves[mark[1] :]
+
+    def flush(self) -> tuple[int, int]:
+        """Write what was gathered. Returns (last, oldest) seq, to be set once COMMIT has succeeded."""
+        last = self._base + len(self._events)
+        if self._events:
+            self.db.executemany(_INSERT_EVENT, self._events)
+        sums: dict[tuple[str, str, str], int] = {}
+        for environment, workflow, state, n in self._moves:
+            key = (environment, workflow, state)
+            sums[key] = sums.get(key, 0) + n
+        for key, n in sums.items():
+            if n:
+                self.db.execute(_ADD_TALLY, (*key, n))
+        return last, self._ledger.trim(self.db, last)

@@ -1,0 +1,203 @@
+"""TaskStore on the embedded database: each method is one operation on the writer thread."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+from uuid import uuid4
+
+from comfyd.failpoint import failpoint
+from comfyd.model.base import Now
+from comfyd.model.task import (
+    Claim,
+    ExternalUpdate,
+    Lease,
+    NewTask,
+    Outcome,
+    Slot,
+    Task,
+    TaskFilter,
+    TaskPage,
+    TaskStats,
+)
+from comfyd.store import task_external, task_finish, task_queue, task_read
+from comfyd.store.ledger import Transaction
+from comfyd.store.task_rows import Clock, Term, claim_of, dump, new_task_id, stale, task_of_new
+from comfyd.store.writer import Writer
+
+T = TypeVar("T")
+
+
+def _enqueue_before() -> None:
+    failpoint("enqueue_before_commit")
+
+
+def _enqueue_after() -> None:
+    failpoint("enqueue_after_commit")
+
+
+def _leased() -> None:
+    failpoint("lease_committed")
+
+
+def _finished() -> None:
+    failpoint("result_committed")
+
+
+def _finished_and_leased() -> None:
+    _finished()
+    _leased()
+
+
+class SqliteTasks:
+    """boot_id: whose `now.mono` is spoken of. node_id: recorded in every claim."""
+
+    def __init__(self, writer: Writer, boot_id: str, node_id: str) -> None:
+        self._writer = writer
+        self._boot_id = boot_id
+        self._node_id = node_id
+
+    def _clock(self, now: Now) -> Clock:
+        return Clock.of(self._boot_id, now)
+
+    async def enqueue(self, new: NewTask, now: Now) -> tuple[Task, bool]:
+        clock, task_id, params = self._clock(now), new_task_id(), dump(new.params)
+        values = {
+            "task_id": task_id,
+            "workflow_name": new.workflow_name,
+            "environment": new.environment,
+            "priority": new.priority,
+            "user_id": new.user_id,
+            "now_us": clock.us,
+            "rank_cost": new.rank_cost,
+            "max_attempts": new.max_attempts,
+            "created_at": clock.ms,
+            "callback_url": new.callback_url,
+            "idempotency_key": new.idempotency_key,
+            "body_digest": new.body_digest,
+        }
+        number, made = await self._writer.write(
+            lambda tx: task_queue.enqueue(tx, new, values, params, clock),
+            before=_enqueue_before,
+            after=_enqueue_after,
+        )
+        if made:
+            return task_of_new(new, task_id, number, clock.ms), True
+        return await self._writer.read(lambda db: task_read.by_seq(db, number)), False
+
+    async def get(self, task_id: str) -> Task:
+        return await self._writer.read(lambda db: task_read.one(db, task_id))
+
+    async def list(self, wanted: TaskFilter) -> TaskPage:
+        return await self._writer.read(lambda db: task_read.page(db, wanted))
+
+    async def stats(self) -> TaskStats:
+        return await self._writer.read(task_read.stats)
+
+    async def pending(self, environments: Sequence[str]) -> int:
+        return await self._writer.read(lambda db: task_read.pending(db, environments))
+
+    async def load(self) -> dict[int, int]:
+        return dict(await self._writer.read(task_read.load))
+
+    async def next_expiry(self, now: Now) -> float | None:
+        at = await self._writer.read(task_read.next_expiry)
+        return None if at is None else at - now.mono
+
+    async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
+        return await self._writer.write(self._claim(slots, lease_s, self._clock(now)), after=_leased)
+
+    def _claim(self, slots: Sequence[Slot], lease_s: float, clock: Clock) -> Callable[[Transaction], tuple[Claim, ...]]:
+        wanted = [(slot, Term.after(clock, lease_s), str(uuid4())) for slot in slots]
+
+        def run(tx: Transaction) -> tuple[Claim, ...]:
+            granted = task_queue.claim(tx, wanted, self._node_id, clock)
+            return tuple(claim_of(row, term, slot) for row, term, slot in granted)
+
+        return run
+
+    async def fetch(
+        self,
+        caller: str,
+        workflow_names: Sequence[str] | None,
+        environments: Sequence[str] | None,
+        targets: Mapping[str, int],
+        lease_s: float,
+        now: Now,
+    ) -> Claim | None:
+        clock = self._clock(now)
+        term = Term.after(clock, lease_s)
+
+        def run(tx: Transaction) -> Claim | None:
+            row = task_queue.fetch(tx, caller, workflow_names, environments, targets, term, clock)
+            return None if row is None else claim_of(row, term, None)
+
+        return await self._writer.write(run, after=_leased)
+
+    async def renew(self, lease: Lease, lease_s: float, now: Now) -> Lease:
+        clock = self._clock(now)
+        term = Term.after(clock, lease_s)
+        await self._writer.write(lambda tx: task_queue.renew(tx, lease.task_id, lease.token, term, clock))
+        return lease.model_copy(update={"expires_at": term.at, "expires_mono": term.mono})
+
+    async def finish(self, lease: Lease, outcome: Outcome, now: Now) -> Task:
+        clock = self._clock(now)
+        return await self._settle(
+            lease.task_id, lambda tx: task_finish.finish(tx, lease.task_id, lease.token, outcome, clock)
+        )
+
+    async def _settle(self, task_id: str, act: Callable[[Transaction], task_finish.Late | None]) -> Task:
+        def run(tx: Transaction) -> Task | None:
+            return None if act(tx) else task_read.one(tx.db, task_id)
+
+        task = await self._writer.write(run, after=_finished)
+        if task is None:
+            raise stale(task_id)
+        return task
+
+    async def finish_and_claim(
+        self, lease: Lease, outcome: Outcome, slots: Sequence[Slot], lease_s: float, now: Now
+    ) -> tuple[Task, tuple[Claim, ...]]:
+        clock = self._clock(now)
+        claim = self._claim(slots, lease_s, clock)
+
+        def run(tx: Transaction) -> tuple[Task, tuple[Claim, ...]] | None:
+            if task_finish.finish(tx, lease.task_id, lease.token, outcome, clock):
+                return None
+            finished = task_read.one(tx.db, lease.task_id)
+            return finished, claim(tx)
+
+        both = await self._writer.write(run, after=_finished_and_leased)
+        if both is None:
+            raise stale(lease.task_id)
+        return both
+
+    async def update(self, change: ExternalUpdate, lease_s: float, now: Now) -> Task:
+        clock = self._clock(now)
+        term = Term.after(clock, lease_s)
+        return await self._settle(change.task_id, lambda tx: task_external.update(tx, change, term, clock))
+
+    async def cancel(self, task_id: str, now: Now) -> Task:
+        return await self._by_hand(task_finish.cancel, task_id, now)
+
+    async def retry(self, task_id: str, now: Now) -> Task:
+        return await self._by_hand(task_finish.retry, task_id, now)
+
+    async def _by_hand(self, act: Callable[[Transaction, str, Clock], None], task_id: str, now: Now) -> Task:
+        clock = self._clock(now)
+
+        def run(tx: Transaction) -> Task:
+            act(tx, task_id, clock)
+            return task_read.one(tx.db, task_id)
+
+        return await self._writer.write(run)
+
+    async def clear(self) -> int:
+        return await self._writer.write(task_read.clear)
+
+    async def recover(self, node_id: str, lease_s: float, now: Now) -> tuple[Claim, ...]:
+        clock = self._clock(now)
+
+        def run(tx: Transaction) -> tuple[Claim, ...]:
+            found = task_queue.recover(tx, node_id, lambda: Term.after(clock, lease_s), clock)
+            return tuple(claim_of(row, term, None) for row, term in found)
+
+        return await self._writer.write(run, after=_leased)

@@ -1,0 +1,100 @@
+"""Questions to the task table that change nothing, and clear(). Counts come from the tally, never from a scan."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from comfyd.errors import ComfydError
+from comfyd.model.task import Task, TaskFilter, TaskPage, TaskState, TaskStats
+from comfyd.store.ledger import Transaction
+from comfyd.store.task_rows import SHOWN, not_found, task_of
+
+_LOAD = "SELECT target_port, count(*) FROM task WHERE token IS NOT NULL AND lease_mono IS NOT NULL GROUP BY target_port"
+_CLEARED = "state NOT IN ('FETCHED', 'PROCESSING')"
+
+
+def one(db: sqlite3.Connection, task_id: str) -> Task:
+    row = db.execute(f"SELECT {SHOWN} FROM task WHERE task_id = ?", (task_id,)).fetchone()
+    if row is None:
+        raise not_found(task_id)
+    return task_of(row)
+
+
+def by_seq(db: sqlite3.Connection, seq: int) -> Task:
+    return task_of(db.execute(f"SELECT {SHOWN} FROM task WHERE seq = ?", (seq,)).fetchone())
+
+
+def page(db: sqlite3.Connection, wanted: TaskFilter) -> TaskPage:
+    """Newest first. The cursor is the number of the last task shown."""
+    where, values = _where(wanted)
+    rows = db.execute(
+        f"SELECT {SHOWN} FROM task {where} ORDER BY seq DESC LIMIT ?", (*values, wanted.limit + 1)
+    ).fetchall()
+    shown = rows[: wanted.limit]
+    return TaskPage(
+        tasks=tuple(task_of(row) for row in shown),
+        next_cursor=str(shown[-1]["seq"]) if len(rows) > wanted.limit else None,
+        queue_length=_count(db, "state = 'PENDING'", ()),
+    )
+
+
+def _where(wanted: TaskFilter) -> tuple[str, list[str | int]]:
+    terms: list[str] = []
+    values: list[str | int] = []
+    if wanted.status is not None:
+        terms.append("state = ?")
+        values.append(wanted.status)
+    if wanted.workflow_name is not None:
+        terms.append("workflow_name = ?")
+        values.append(wanted.workflow_name)
+    if wanted.cursor is not None:
+        terms.append("seq < ?")
+        values.append(_seq(wanted.cursor))
+    return (f"WHERE {' AND '.join(terms)}" if terms else ""), values
+
+
+def _seq(cursor: str) -> int:
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise ComfydError("The cursor is not one that a list answer gave; start again without it.", code="bad_request")
+    return int(cursor)
+
+
+def _count(db: sqlite3.Connection, where: str, values: Sequence[str]) -> int:
+    return int(db.execute(f"SELECT coalesce(sum(n), 0) FROM tally WHERE {where}", values).fetchone()[0])
+
+
+def pending(db: sqlite3.Connection, environments: Sequence[str]) -> int:
+    marks = ", ".join("?" * len(environments))
+    return _count(db, f"state = 'PENDING' AND environment IN ({marks})", tuple(environments))
+
+
+def stats(db: sqlite3.Connection) -> TaskStats:
+    states: dict[str, int] = dict.fromkeys((state.value.lower() for state in TaskState), 0)
+    workflows: dict[str, int] = {}
+    for workflow, state, n in db.execute("SELECT workflow_name, state, n FROM tally WHERE n <> 0 ORDER BY 1, 2"):
+        states[state.lower()] += n
+        workflows[workflow] = workflows.get(workflow, 0) + n
+    return TaskStats(total=sum(states.values()), workflows=workflows, **states)
+
+
+def load(db: sqlite3.Connection) -> Mapping[int, int]:
+    return {port: n for port, n in db.execute(_LOAD) if port is not None}
+
+
+def next_expiry(db: sqlite3.Connection) -> float | None:
+    """Boot-time seconds at which the next lease runs out."""
+    row = db.execute("SELECT min(lease_mono) FROM task WHERE token IS NOT NULL AND lease_mono IS NOT NULL").fetchone()
+    return None if row[0] is None else float(row[0])
+
+
+def clear(tx: Transaction) -> int:
+    tx.db.execute(f"DELETE FROM tally WHERE {_CLEARED}")
+    return tx.db.execute(f"DELETE FROM task WHERE {_CLEARED}").rowcount
+
+
+def forget_other_boots(tx: Transaction, boot: str) -> None:
+    """Readings of another boot's clock mean nothing now: those leases have run out."""
+    tx.db.execute(
+        "UPDATE task SET lease_mono = 0, lease_boot = ? "
+        "WHERE token IS NOT NULL AND lease_mono IS NOT NULL AND lease_boot <> ?",
+        (boot, boot),
+    )

@@ -1,0 +1,170 @@
+"""Rows of the task table and the nouns made of them, in both directions. No statement that changes anything."""
+
+import hashlib
+import json
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+from comfyd.errors import ComfydError
+from comfyd.model.base import Now
+from comfyd.model.task import Claim, Lease, NewTask, Outcome, Slot, Task, TaskState
+from comfyd.store.ledger import Transaction
+
+PARAMS: Final = "(SELECT json FROM task_params WHERE task_params.seq = task.seq) AS params"
+SHOWN: Final = f"""
+seq, task_id, workflow_name, environment, state, priority, user_id, rank, attempts, max_attempts, infra_losses,
+cancel_requested, created_at, started_at, finished_at, message, output, callback_url, node_id, generation, instance,
+target_port, prompt_id, lease_expires_at, {PARAMS}
+"""
+ALL: Final = f"{SHOWN}, holder, token, lost_token, done_token, done_digest"
+_LEASED: Final = frozenset({TaskState.FETCHED, TaskState.PROCESSING})
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`now` of one call in the units of the table, and the boot that `mono` belongs to."""
+
+    boot: str
+    mono: float
+    ms: int
+    us: int
+    wall: float
+
+    @classmethod
+    def of(cls, boot: str, now: Now) -> "Clock":
+        return cls(boot, now.mono, int(now.wall * 1000), int(now.wall * 1_000_000), now.wall)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A lease as it is written: a fresh token and both expiries."""
+
+    token: str
+    boot: str
+    mono: float
+    at: int
+
+    @classmethod
+    def after(cls, clock: Clock, lease_s: float) -> "Term":
+        return cls(secrets.token_hex(16), clock.boot, clock.mono + lease_s, clock.ms + int(lease_s * 1000))
+
+
+def new_task_id() -> str:
+    return f"task_{uuid4().hex}"
+
+
+def dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def digest(outcome: Outcome) -> str:
+    """Names an outcome: the same report has the same digest."""
+    text = json.dumps([outcome.state, outcome.message, outcome.output, outcome.charged], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def not_found(task_id: str) -> ComfydError:
+    return ComfydError("Task not found", code="task_not_found", details={"task_id": task_id})
+
+
+def stale(task_id: str) -> ComfydError:
+    return ComfydError(
+        "The lease on this task is no longer yours; drop the work and fetch another task.",
+        code="stale_lease",
+        details={"task_id": task_id},
+    )
+
+
+def illegal(task_id: str, have: str, want: str) -> ComfydError:
+    return ComfydError(
+        f"A task that is {have} cannot become {want}.",
+        code="illegal_transition",
+        details={"task_id": task_id, "from": have, "to": want},
+    )
+
+
+def find(db: sqlite3.Connection, task_id: str) -> sqlite3.Row:
+    """The row with all columns of `ALL`. Raises task_not_found."""
+    row = db.execute(f"SELECT {ALL} FROM task WHERE task_id = ?", (task_id,)).fetchone()
+    if row is None:
+        raise not_found(task_id)
+    assert isinstance(row, sqlite3.Row)
+    return row
+
+
+def task_of(row: sqlite3.Row) -> Task:
+    """A queued task shows no place: where its last attempt ran is kept only for a holder that may come back."""
+    state = TaskState(row["state"])
+    placed: dict[str, Any] = {}
+    if state is not TaskState.PENDING:
+        placed = {
+            "started_at": row["started_at"],
+            "instance": row["instance"],
+            "target_port": row["target_port"],
+            "node_id": row["node_id"],
+            "prompt_id": row["prompt_id"],
+            "generation": row["generation"],
+        }
+    return Task(
+        task_id=row["task_id"],
+        workflow_name=row["workflow_name"],
+        environment=row["environment"],
+        status=state,
+        params=json.loads(row["params"]),
+        priority=row["priority"],
+        rank=row["rank"],
+        user_id=row["user_id"],
+        attempts=row["attempts"],
+        max_attempts=row["max_attempts"],
+        infra_losses=row["infra_losses"],
+        created_at=row["created_at"],
+        finished_at=row["finished_at"],
+        task_message=row["message"],
+        output_data=None if row["output"] is None else json.loads(row["output"]),
+        callback_url=row["callback_url"],
+        lease_expires_at=row["lease_expires_at"] if state in _LEASED else None,
+        cancel_requested=bool(row["cancel_requested"]),
+        **placed,
+    )
+
+
+def task_of_new(new: NewTask, task_id: str, rank: int, created_at: int) -> Task:
+    """What was just stored, without reading it back."""
+    return Task(
+        task_id=task_id,
+        workflow_name=new.workflow_name,
+        environment=new.environment,
+        status=TaskState.PENDING,
+        params=new.params,
+        priority=new.priority,
+        rank=rank,
+        user_id=new.user_id,
+        max_attempts=new.max_attempts,
+        created_at=created_at,
+        callback_url=new.callback_url,
+    )
+
+
+def claim_of(row: sqlite3.Row, term: Term, slot: Slot | None) -> Claim:
+    """prompt_id is "" for a task that an outside worker fetched."""
+    lease = Lease(task_id=row["task_id"], token=term.token, expires_at=term.at, expires_mono=term.mono)
+    return Claim(task=task_of(row), lease=lease, prompt_id=row["prompt_id"] or "", slot=slot)
+
+
+def moved(tx: Transaction, row: sqlite3.Row, to: TaskState, message: str | None, wall: float) -> None:
+    """The trace of a transition: one event, and the counts by state."""
+    before = row["state"]
+    data = {
+        "from": before,
+        "to": to.value,
+        "workflow": row["workflow_name"],
+        "instance": row["instance"],
+        "message": message,
+    }
+    tx.note("task", row["task_id"], data, wall)
+    if before != to:
+        tx.count(row["environment"], row["workflow_name"], before, -1)
+        tx.count(row["environment"], row["workflow_name"], to.value, 1)

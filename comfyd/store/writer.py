@@ -1,0 +1,290 @@
+"""The one connection on the one thread: everything that has gathered is executed in one transaction (group commit).
+
+Owns: batching, savepoints, COMMIT, what happens when it fails, and the order of delivery: a result reaches its caller
+only after COMMIT. Must not: know a table. An operation is a synchronous callable that takes a Transaction (writes) or
+the connection (reads). Reads run after the writes of their batch and never wait for a lock.
+"""
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from comfyd.errors import ComfydError, StoreError
+from comfyd.store.database import connect, is_doubtful, is_unusable, prepare, sound, store_error
+from comfyd.store.ledger import Ledger, Transaction
+
+T = TypeVar("T")
+MAX_BATCH: Final = 500
+CHECKPOINT_AFTER: Final = 2000
+"""Row changes after which an idle writer moves the log into the database, so that no caller's COMMIT has to."""
+
+
+class _Operation(Generic[T]):
+    """One queued call. before, after: what to run around the COMMIT it is part of (failpoints)."""
+
+    __slots__ = ("after", "before", "call", "error", "future", "result", "writes")
+
+    def __init__(
+        self,
+        call: Callable[[Any], T],
+        future: "asyncio.Future[T]",
+        writes: bool,
+        before: Callable[[], None] | None,
+        after: Callable[[], None] | None,
+    ) -> None:
+        self.call = call
+        self.future = future
+        self.writes = writes
+        self.before = before
+        self.after = after
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+
+class Writer:
+    """Open with `await start()`, end with `await close()`; to be used from the loop that started it.
+
+    commits: transactions committed so far. recovered_from: where a damaged file was moved to, else None.
+    """
+
+    def __init__(self, path: Path, event_rows: int, busy_timeout_s: float = 5.0) -> None:
+        self.path = path
+        self.commits = 0
+        self.recovered_from: Path | None = None
+        self.last_event = 0
+        self._busy_timeout_s = busy_timeout_s
+        self._ledger = Ledger(event_rows)
+        self._queue: queue.SimpleQueue[_Operation[Any] | None] = queue.SimpleQueue()
+        self._db: sqlite3.Connection | None = None
+        self._refused: StoreError | None = None
+        self._doubtful = False
+        self._checkpointed = 0
+        self._closing = False
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None]
+
+    async def start(self) -> None:
+        """Check, open and migrate the database. Raises StoreError."""
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        started: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="comfyd-store", daemon=True)
+        self._thread.start()
+        await asyncio.shield(started)
+        self.last_event = self._ledger.last
+
+    async def close(self) -> None:
+        """Execute what is queued, write the log back, close. Later calls raise StoreError."""
+        if self._thread is None:
+            return
+        if not self._closing:
+            self._closing = True
+            self._queue.put(None)
+        await asyncio.shield(self._ended)
+
+    def write(
+        self,
+        call: Callable[[Transaction], T],
+        *,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> "asyncio.Future[T]":
+        """Queue a write. The future has its result once it is on disk; cancelling the future does not undo it."""
+        return self._put(call, True, before, after)
+
+    def read(self, call: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
+        return self._put(call, False, None, None)
+
+    def _put(
+        self,
+        call: Callable[[Any], T],
+        writes: bool,
+        before: Callable[[], None] | None,
+        after: Callable[[], None] | None,
+    ) -> "asyncio.Future[T]":
+        if self._closing or self._thread is None:
+            raise StoreError("The database is closed: the daemon is shutting down.")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Operation(call, future, writes, before, after))
+        return future
+
+    async def wait_event(self, after: int) -> None:
+        """Return once `last_event` is above `after`."""
+        while self.last_event <= after:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiting.discard(waiter)
+
+    # Everything below runs on the writer thread, but for _deliver and _wake.
+
+    def _run(self, started: "asyncio.Future[None]") -> None:
+        try:
+            self.recovered_from = prepare(self.path)
+            self._connection()
+        except Exception as error:
+            reason = error if isinstance(error, ComfydError) else store_error(error, self.path)
+            self._call(_settle, started, reason)
+        else:
+            self._call(_settle, started, None)
+            more = True
+            while more:
+                batch, more = self._gather()
+                self._execute(batch)
+        finally:
+            self._close()
+            self._call(_settle, self._ended, None)
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone: no one is left to be told
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _gather(self) -> tuple[list[_Operation[Any]], bool]:
+        batch: list[_Operation[Any]] = []
+        try:
+            operation = self._queue.get()
+            while operation is not None:
+                batch.append(operation)
+                if len(batch) >= MAX_BATCH:
+                    return batch, True
+                operation = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, True
+        return batch, False
+
+    def _execute(self, batch: list[_Operation[Any]]) -> None:
+        writes = [o for o in batch if o.writes]
+        reads = [o for o in batch if not o.writes]
+        if writes:
+            self._commit(writes)
+            self._call(self._deliver, writes, self._ledger.last)
+        if reads:
+            self._read(reads)
+            self._call(self._deliver, reads, self._ledger.last)
+        if writes and self._queue.empty():
+            self._checkpoint()
+
+    def _commit(self, operations: list[_Operation[Any]]) -> None:
+        try:
+            db = self._connection()
+            db.execute("BEGIN IMMEDIATE")
+            transaction = Transaction(db, self._ledger)
+            for operation in operations:
+                self._savepoint(transaction, operation)
+            last, oldest = transaction.flush()
+            for operation in operations:
+                if operation.before and operation.error is None:
+                    operation.before()
+            db.execute("COMMIT")
+        except Exception as error:
+            self._fail(operations, error)
+            return
+        self.commits += 1
+        self._ledger.last, self._ledger.oldest = last, oldest
+        for operation in operations:
+            if operation.after and operation.error is None:
+                try:
+                    operation.after()
+                except Exception as error:
+                    operation.error = error
+
+    def _savepoint(self, transaction: Transaction, operation: _Operation[Any]) -> None:
+        db = transaction.db
+        mark = transaction.mark()
+        db.execute("SAVEPOINT operation")
+        try:
+            operation.result = operation.call(transaction)
+        except Exception as error:
+            if is_unusable(error):
+                raise
+            operation.error = error
+            transaction.back_to(mark)
+            db.execute("ROLLBACK TO operation")
+        db.execute("RELEASE operation")
+
+    def _fail(self, operations: list[_Operation[Any]], error: Exception) -> None:
+        """Nothing of this batch was stored as far as we know: say so to all, and trust this connection no more."""
+        reason = error if isinstance(error, StoreError) else store_error(error, self.path)
+        for operation in operations:
+            operation.error = StoreError(reason.message, code=reason.code, retryable=reason.retryable)
+        self._doubtful = self._doubtful or is_doubtful(error)
+        self._close(checkpoint=False)
+
+    def _read(self, operations: list[_Operation[Any]]) -> None:
+        for operation in operations:
+            try:
+                operation.result = operation.call(self._connection())
+            except Exception as error:
+                operation.error = error
+                if isinstance(error, sqlite3.Error) and is_unusable(error):
+                    self._fail([operation], error)
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._refused is not None:
+            raise self._refused
+        if self._db is None:
+            db = connect(self.path, self._busy_timeout_s)
+            if self._doubtful and not sound(db):
+                db.close()
+                self._refused = StoreError(
+                    "The database is damaged; restart the daemon: it sets the file aside and starts a fresh one.",
+                    code="store_corrupt",
+                    retryable=False,
+                )
+                raise self._refused
+            self._doubtful = False
+            self._ledger.load(db)
+            self._checkpointed = 0
+            self._db = db
+        return self._db
+
+    def _checkpoint(self) -> None:
+        db = self._db
+        if db is not None and db.total_changes - self._checkpointed > CHECKPOINT_AFTER:
+            self._checkpointed = db.total_changes
+            with contextlib.suppress(sqlite3.Error):  # only early housekeeping: COMMIT does it in the end
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def _close(self, checkpoint: bool = True) -> None:
+        db, self._db = self._db, None
+        if db is None:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if checkpoint:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with contextlib.suppress(sqlite3.Error):
+            db.close()
+
+    def _deliver(self, operations: list[_Operation[Any]], last_event: int) -> None:
+        for operation in operations:
+            if operation.future.done():  # its caller was cancelled
+                continue
+            if operation.error is not None:
+                operation.future.set_exception(operation.error)
+            else:
+                operation.future.set_result(operation.result)
+        if last_event > self.last_event:
+            self.last_event = last_event
+            for waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+
+def _settle(future: "asyncio.Future[None]", error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
