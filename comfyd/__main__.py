@@ -1,0 +1,5 @@
+"""`python -m comfyd`."""
+
+from comfyd.cli.main import main
+
+main()

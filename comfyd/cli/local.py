@@ -1,0 +1,131 @@
+"""Verbs that work without a daemon: `run` (which is the daemon), `plan`, `validate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comfyd.cli.text import clean, print_json, say
+from comfyd.cli.verb import BAD_CONFIG, USAGE, Failure, Session, Verbs
+from comfyd.client import DaemonTimeout, DaemonUnreachable
+
+if TYPE_CHECKING:
+    from comfyd.settings import Settings
+
+SIGNS = {"start": "+", "stop": "-", "install": "~"}
+File = Annotated[str | None, typer.Argument(metavar="[FILE]", help="Stands in for the root's instances.json.")]
+
+verbs = Verbs()
+
+
+def commands() -> dict[str, Any]:
+    return verbs.flat()
+
+
+def settings_of(session: Session, **given: Any) -> "Settings":
+    """Settings with the command line on top. Raises SettingsError (exit code 78)."""
+    from comfyd.settings import load_settings
+
+    return load_settings(root=session.root, **given)
+
+
+@verbs.verb("run")
+def run(
+    session: Session,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Of the API (COMFYD_PORT).")] = None,
+) -> int:
+    """Run the daemon in the foreground. --json writes log records as JSON."""
+    settings = settings_of(session, port=port, log_format="json" if session.as_json else None)
+    from comfyd import daemon
+
+    return daemon.main(settings)
+
+
+@verbs.verb("validate")
+def validate(session: Session, file: File = None) -> int:
+    """Check instances.json, the environments and services.json. Exit code 78 if the daemon would refuse them."""
+    settings = settings_of(session)
+    from comfyd import offline
+
+    result = offline.validate(settings, _existing(file))
+    errors = [i for i in result.issues if i.severity == "error"]
+    others = [i for i in result.issues if i.severity != "error"]
+    if session.as_json:
+        print_json(
+            {
+                "valid": result.desired is not None,
+                "state": result.state,
+                "errors": [i.model_dump(mode="json") for i in errors],
+                "warnings": [i.model_dump(mode="json") for i in others],
+            }
+        )
+    else:
+        for issue in result.issues:
+            print(clean(issue.text()))
+    verdict = "valid" if result.desired is not None else "refused"
+    say(f"{verdict}: {len(errors)} errors, {len(others)} warnings")
+    return 0 if result.desired is not None else BAD_CONFIG
+
+
+def _existing(file: str | None) -> Path | None:
+    if file is None:
+        return None
+    path = Path(file)
+    if not path.exists():
+        raise Failure(f"{file} does not exist", USAGE, "missing_file")
+    return path
+
+
+@verbs.verb("plan")
+def plan(
+    session: Session,
+    file: File = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask a daemon.")] = False,
+) -> int:
+    """Show what would be installed, started and stopped, and why the rest waits. Changes nothing."""
+    shown = _offline(session, file) if offline else _asked(session, file)
+    if session.as_json:
+        print_json(shown)
+    else:
+        _tell(shown)
+    return 0
+
+
+def _asked(session: Session, file: str | None) -> dict[str, Any]:
+    path = _existing(file)
+    try:
+        view = session.client.plan(path.read_bytes() if path else None)
+    except DaemonTimeout:
+        raise
+    except DaemonUnreachable:
+        if session.url is not None:
+            raise
+        return _offline(session, file)
+    return {"source": "daemon", "notes": [], **view}
+
+
+def _offline(session: Session, file: str | None) -> dict[str, Any]:
+    settings = settings_of(session)
+    from comfyd import offline
+    from comfyd.errors import ComfydError
+
+    try:
+        made = offline.plan_offline(settings, _existing(file))
+    except ComfydError as error:
+        if error.code != "invalid_config":
+            raise
+        raise Failure(error.message, BAD_CONFIG, error.code, error.details) from None
+    return {"source": "offline", "notes": list(made.notes), **made.view.model_dump(mode="json")}
+
+
+def _tell(shown: dict[str, Any]) -> None:
+    for note in shown["notes"]:
+        say(f"note: {clean(note)}")
+    for action in shown["actions"]:
+        print(clean(f"{SIGNS.get(action['action'], '?')} {action['action']} {action['key']}: {action['reason']}"))
+    for key, hold in shown["holds"].items():
+        print(clean(f"! hold {key}: {hold['type']}/{hold['reason']}: {hold['message']}"))
+        if hold.get("hint"):
+            print(clean(f"       {hold['hint']}"))
+    if not shown["actions"]:
+        say("nothing to do")

@@ -1,0 +1,57 @@
+"""Wishes made through the API that stand over the files: `overrides list|clear`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from comfyd.cli.match import address, one
+from comfyd.cli.text import clean, print_json, print_table, say
+from comfyd.cli.verb import Failure, Session, Verbs
+
+verbs = Verbs("What the API and this program asked for over the files.")
+
+
+def commands() -> dict[str, Any]:
+    return verbs.group("overrides")
+
+
+@verbs.verb("list")
+def list_(session: Session) -> None:
+    """Show what is overridden, by whom and until when."""
+    rows = session.client.overrides()
+    if session.as_json:
+        print_json({"overrides": rows})
+        return
+    if not rows:
+        say("nothing is overridden: the files rule")
+        return
+    columns = ("key", "kind", "want", "fields", "by", "created_at", "expires_at")
+    print_table(columns, [[_cell(row.get(c)) for c in columns] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+
+
+@verbs.verb("clear")
+def clear(
+    session: Session, name: Annotated[str, typer.Argument(metavar="NAME|ID|PORT|all", help="`all` = every override.")]
+) -> None:
+    """Go back to what the files say. This may start, stop or restart the instance."""
+    answer = session.client.clear_overrides(None if name == "all" else _target(session, name))
+    if session.as_json:
+        print_json(answer)
+    else:
+        say(clean(answer.get("message") or f"cleared {name}: the files rule"))
+
+
+def _target(session: Session, name: str) -> str | int:
+    """An instance if one matches; else the word itself, for an override of something that is not shown."""
+    try:
+        return address(one(session.client.status().get("instances", []), name))
+    except Failure as failure:
+        if failure.code == "unknown_instance" and any(name == row.get("key") for row in session.client.overrides()):
+            return name
+        raise

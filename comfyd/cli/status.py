@@ -1,0 +1,135 @@
+"""What runs: `status`, `health`, `reload`, `version`."""
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from comfyd import __version__
+from comfyd.cli.text import age, clean, print_json, print_table, say, why
+from comfyd.cli.verb import DEGRADED, FAILED, Session, Verbs, report, version_text
+from comfyd.client import ApiError, DaemonUnreachable
+from comfyd.client.shapes import Status
+
+WATCH_PERIOD_S = 1.0
+COLUMNS = ("name", "id", "env", "port", "state", "pid", "since", "restarts", "reason")
+
+verbs = Verbs()
+
+
+def commands() -> dict[str, Any]:
+    return verbs.flat()
+
+
+@verbs.verb("status")
+def status(
+    session: Session,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again after every change.")] = False,
+) -> int:
+    """Show every instance and why it is not ready. Exit code 3: no daemon, or something wanted is not ready."""
+    if watch:
+        return _watch(session)
+    try:
+        seen = session.client.status()
+    except DaemonUnreachable as error:
+        return _not_running(session, error)
+    _show(session, seen)
+    return DEGRADED if degraded(seen) else 0
+
+
+def degraded(seen: Status) -> bool:
+    """Something that is wanted is not ready, or the newest files were refused or are missing."""
+    wanted = [i for i in seen.get("instances", []) if i.get("desired", "up") == "up"]
+    return not all(i.get("ready") for i in wanted) or seen.get("config", {}).get("state", "ok") != "ok"
+
+
+def _not_running(session: Session, error: DaemonUnreachable) -> int:
+    if session.as_json:
+        print_json({"running": False, "degraded": True, "instances": [], "message": error.message})
+        say(f"comfyd: {clean(error.message)}")
+    else:
+        report(error, False)
+    return DEGRADED
+
+
+def _watch(session: Session) -> int:
+    shown: Any = None
+    while True:
+        try:
+            seen = session.client.status()
+        except DaemonUnreachable as error:
+            return _not_running(session, error)
+        facts = {k: v for k, v in seen.items() if k not in ("time", "plan")}
+        if facts != shown:
+            shown = facts
+            if sys.stdout.isatty() and not session.as_json:
+                print("\x1b[H\x1b[2J", end="")
+            _show(session, seen)
+            sys.stdout.flush()
+        time.sleep(WATCH_PERIOD_S)
+
+
+def _show(session: Session, seen: Status) -> None:
+    if session.as_json:
+        print_json({**seen, "running": True, "degraded": degraded(seen)})
+        return
+    now = seen.get("time")
+    rows = [
+        (
+            i.get("name"), i.get("id"), i.get("environment"), i.get("port"), i.get("state"), i.get("pid"),
+            age(i.get("since"), now), i.get("restarts"), why(i.get("conditions")),
+        )
+        for i in seen.get("instances", [])
+    ]  # fmt: skip
+    print_table(COLUMNS, rows)
+    _show_environments(seen)
+    config = seen.get("config", {})
+    if config.get("state", "ok") != "ok":
+        say(f"config is {config.get('state')}: {clean(config.get('path'))}")
+    for issue in config.get("issues", []):
+        where = f"{issue.get('file')}:{issue.get('line')}:{issue.get('column')}"
+        say(clean(f"{where}: {issue.get('severity')}: {issue.get('message')}"))
+
+
+def _show_environments(seen: Status) -> None:
+    busy = [e for e in seen.get("environments", []) if e.get("state") not in ("installed", "absent")]
+    for one in busy:
+        step = one.get("install", {}).get("step")
+        reason = why(one.get("conditions")) or (f"step {step}" if step else "")
+        print(clean(f"environment {one.get('name')}: {one.get('state')}  {reason}".rstrip()))
+
+
+@verbs.verb("health")
+def health(
+    session: Session,
+    ready: Annotated[bool, typer.Option("--ready", help="Ask for readiness (exit code 3 if not ready).")] = False,
+) -> int:
+    """Ask whether the daemon answers (for container health checks)."""
+    if not ready:
+        answer = session.client.health()
+        print_json(answer) if session.as_json else print(clean(answer.get("status")))
+        return 0 if answer.get("status") == "healthy" else FAILED
+    try:
+        answer = session.client.ready()
+    except ApiError as error:
+        if error.status != 503:
+            raise
+        print_json({"ready": False, "message": error.message, "details": error.details}) if session.as_json else None
+        say(f"not ready: {clean(error.message)}")
+        return DEGRADED
+    print_json({"ready": True, **answer}) if session.as_json else print("ready")
+    return 0
+
+
+@verbs.verb("reload")
+def reload(session: Session) -> None:
+    """Read the files again and reconcile now."""
+    answer = session.client.reload()
+    print_json(answer) if session.as_json else say(clean(answer.get("message") or "reconciled"))
+
+
+@verbs.verb("version")
+def version(session: Session) -> None:
+    """Print the version of this program."""
+    print_json({"version": __version__}) if session.as_json else print(version_text())
