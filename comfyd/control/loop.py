@@ -12,7 +12,7 @@ from pathlib import Path
 from comfyd.control.pen import Pen
 from comfyd.control.supervise import Supervisor, now
 from comfyd.control.watch import Watcher
-from comfyd.core.config import parse, state_from_json, state_to_json
+from comfyd.core.config import fallback_state, parse, state_from_json, state_to_json
 from comfyd.core.plan import plan
 from comfyd.core.resolve import resolve
 from comfyd.failpoint import failpoint
@@ -75,13 +75,13 @@ class Reconciler:
         outputs = await self._node.facts("output/")
         self._facts.outputs.update({k.removeprefix("output/"): str(v["output"]) for k, v in outputs.items()})
         saved = await asyncio.to_thread(read_bounded, self._paths.last_good, 64 * 1024 * 1024)
-        if saved.data is not None:
-            try:
-                desired = state_from_json(saved.data)
-            except ValueError as error:
-                log.warning("last good state unreadable", reason=str(error))
-                return
-            self._live.config.set(replace(self._live.config.get(), desired=desired, state="stale"))
+        if saved.data is None:
+            return
+        desired = state_from_json(saved.data)
+        if desired is None:
+            log.warning("last good state unreadable", path=str(self._paths.last_good))
+            return
+        self._live.config.set(replace(self._live.config.get(), desired=desired, state="stale"))
 
     async def run_reconciling(self, watcher: Watcher, poll_s: float) -> None:
         """The loop. Woken by anything; looks again by itself at the plan's wake_at and every poll_s."""
@@ -164,6 +164,8 @@ class Reconciler:
             result = parse(files, self._variables, before.desired)
         failpoint("parsed")
         view = _view(before, files, result, now())
+        if view.state in ("empty", "missing") and not before.desired.instances:
+            view = replace(view, desired=fallback_state(files, self._variables))
         if result.desired is not None and view.state == "ok":
             await self._keep(before, result.desired)
         self._tell(before, view, result)

@@ -64,7 +64,6 @@ class Process:
 
     identity: Identity
     pidfd: int | None
-    child: "subprocess.Popen[bytes] | None" = None
     barrier: int | None = None
 
     @property
@@ -92,8 +91,6 @@ class Process:
             return Status()
         if result is None:
             return Status()
-        if self.child is not None:
-            self.child.returncode = result.si_status
         if result.si_code == os.CLD_EXITED:
             return Status(code=result.si_status)
         return Status(signal=signal.Signals(result.si_status).name)
@@ -159,7 +156,8 @@ def spawn(request: SpawnRequest, boot_id: str, pidns: int) -> Process:
             os.close(log)
     starttime = read_stat(child.pid)
     identity = Identity(child.pid, starttime.starttime if starttime else 0, boot_id, pidns, request.uuid)
-    return Process(identity, _pidfd(child.pid), child, writer)
+    child.returncode = 0  # from here on the pidfd is the handle: Popen must neither wait for it nor reap it
+    return Process(identity, _pidfd(child.pid), writer)
 
 
 def release(process: Process) -> None:

@@ -1,0 +1,149 @@
+"""The composition root: builds the rooms, nests them, shuts them down. Leaving the nest is the shutdown order.
+
+Inside out: stop claiming and drain, end installs, stop or leave the processes, then the API, then the stores.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+from comfyd import __version__
+from comfyd.api.app import serve
+from comfyd.api.context import ApiContext
+from comfyd.control.loop import Hands
+from comfyd.control.open import ControlParts, open_control
+from comfyd.dispatch.worker import open_dispatch
+from comfyd.environments.runner import open_installer
+from comfyd.environments.scan import read_config_files, watched_dirs
+from comfyd.errors import LockHeldError, SettingsError
+from comfyd.host import clock
+from comfyd.host.files import exclusive_lock
+from comfyd.live import Live
+from comfyd.logs import configure, get_logger
+from comfyd.metrics import Metrics
+from comfyd.model.base import Now
+from comfyd.model.paths import Paths
+from comfyd.model.sources import MachineFacts
+from comfyd.settings import Settings
+from comfyd.store.open import open_stores
+from comfyd.wiring import paths_from, variables_from
+
+log = get_logger("comfyd")
+
+EXIT_OK, EXIT_FAILED = 0, 1
+TCMALLOC = (
+    "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+    "/usr/lib/x86_64-linux-gnu/libtcmalloc.so.4",
+    "/usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4",
+)
+
+
+def now() -> Now:
+    return Now(clock.mono(), clock.wall())
+
+
+@dataclass(slots=True)
+class Signals:
+    """TERM, INT: end (a second one skips the drain). HUP: reconcile. USR1: dump state. USR2: upgrade in place."""
+
+    live: Live
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    upgrade: bool = False
+
+    def install(self) -> None:
+        """Before the first spawn: a child inherits ignored signals, not handled ones."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._dump)
+        loop.add_signal_handler(signal.SIGUSR2, self._upgrade)
+
+    def _end(self, number: int) -> None:
+        if self.ended.is_set():
+            self.hurry.set()
+        log.info("stopping", signal=signal.Signals(number).name, hurry=self.hurry.is_set())
+        self.ended.set()
+
+    def _reload(self) -> None:
+        log.info("reloading")
+        self.live.wake.set()
+
+    def _dump(self) -> None:
+        log.info("state", config=self.live.config.get().state, passes=self.live.passes.get())
+        for process in self.live.observed.get().processes:
+            log.info("state of process", **process.model_dump(mode="json", exclude={"last_exit"}))
+        for key, hold in self.live.plan.get().holds.items():
+            log.info("state of hold", key=key, **hold.as_dict())
+
+    def _upgrade(self) -> None:
+        log.info("upgrading in place")
+        self.upgrade = True
+        self.ended.set()
+
+
+async def run(settings: Settings) -> bool:
+    """Serve until a signal. Returns whether the process should execute itself again. Raises LockHeldError."""
+    paths = paths_from(settings)
+    live = Live()
+    signals = Signals(live)
+    signals.install()
+    _make_folders(paths)
+    with exclusive_lock(paths.state_dir / "daemon.lock", f"the state folder {paths.state_dir}"):
+        log.info("comfyd starts", version=__version__, root=str(paths.root), pid=os.getpid())
+        await _serve(settings, paths, live, signals)
+    log.info("comfyd ends", upgrade=signals.upgrade)
+    return signals.upgrade
+
+
+async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals) -> None:
+    leave: Callable[[], bool] = lambda: settings.keep_instances or signals.upgrade  # noqa: E731
+    variables = variables_from(settings)
+    facts = MachineFacts(paths, _tcmalloc(), clock.container_id())
+    async with open_stores(paths.database, clock.boot_id(), settings.event_log_rows) as stores:
+        context = ApiContext(live, stores.node, stores.tasks, settings, paths, now, Metrics())
+        async with serve(context), open_installer(live, stores.node, settings, paths) as installer:
+            hands = Hands(
+                lambda: read_config_files(paths), lambda: watched_dirs(paths), installer.install, installer.refresh
+            )
+            control = ControlParts(live, stores.node, settings, hands, variables, facts, leave)
+            async with (
+                open_control(control),
+                open_dispatch(live, stores.tasks, settings, paths, now, stores.node.node_id),
+            ):
+                await signals.ended.wait()
+                live.draining.set(True)
+
+
+def _make_folders(paths: Paths) -> None:
+    for folder in (paths.workspace, paths.log_dir, paths.data_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    paths.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    paths.state_dir.chmod(0o700)
+
+
+def _tcmalloc() -> str | None:
+    return next((path for path in TCMALLOC if Path(path).exists()), None)
+
+
+def main(settings: Settings) -> int:
+    """The daemon as a process. Returns the exit code; raises SettingsError and LockHeldError for the CLI to map."""
+    paths = paths_from(settings)
+    configure(settings.log_level, settings.log_format, paths.log_dir / "comfyd.log")
+    try:
+        again = anyio.run(run, settings)
+    except (SettingsError, LockHeldError):
+        raise
+    except BaseExceptionGroup as group:
+        log.exception("comfyd failed", reason=str(group))
+        return EXIT_FAILED
+    if again:
+        os.execv(sys.executable, [sys.executable, "-m", "comfyd", *sys.argv[1:]])
+    return EXIT_OK

@@ -1,0 +1,241 @@
+"""Real subprocesses: barrier, readiness, stop order, groups, leaving, adoption, crashes."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from comfyd.host import clock, proc
+from comfyd.host.journal import Journal
+from comfyd.model.observed import Phase
+from tests.control.conftest import alive, end, environment_of, free_port, open_bench
+
+SLEEP = "import time; time.sleep(600)"
+LISTEN = (
+    "import socket,time; s=socket.socket(); s.setsockopt(1,2,1);"
+    "s.bind(('127.0.0.1',{port})); s.listen(); time.sleep(600)"
+)
+STUBBORN = "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+
+
+@pytest.mark.asyncio
+async def test_a_process_starts_gets_ready_and_stops(root: Path) -> None:
+    port = free_port()
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", LISTEN.format(port=port), port=port))
+        assert bench.seen("comfyui/0").phase is Phase.STARTING
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        pid = bench.seen("comfyui/0").pid
+        assert pid is not None
+        assert (root / "logs/comfyui_0.pid").read_text() == f"{pid}\n"
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        last = bench.seen("comfyui/0").last_exit
+        assert last is not None
+        assert last.asked
+        assert bench.seen("comfyui/0").crashes == 0
+        assert not alive(pid)
+        assert not (root / "logs/comfyui_0.pid").exists()
+
+
+@pytest.mark.asyncio
+async def test_a_port_that_somebody_else_answers_on_is_not_ready(root: Path) -> None:
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.1", 0))
+        foreign.listen()
+        port = foreign.getsockname()[1]
+        async with open_bench(root) as bench:
+            await bench.start(bench.wish("comfyui/0", SLEEP, port=port))
+            await bench.until(lambda: "not open" in bench.seen("comfyui/0").probe_message)
+            assert bench.seen("comfyui/0").phase is Phase.STARTING
+            bench.stop("comfyui/0")
+            await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+
+
+@pytest.mark.asyncio
+async def test_stop_signals_first_sigint_then_term_then_kills_the_whole_group(root: Path) -> None:
+    code = f"""
+import os, signal, subprocess, sys, time
+for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda n, f: print('got', n, flush=True))
+child = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}])
+escaped = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)
+print('pids', child.pid, escaped.pid, flush=True)
+while True: time.sleep(1)
+"""
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", code, grace=0.6))
+        log = root / "logs/comfyui_0.log"
+        await bench.until(lambda: "pids" in log.read_text())
+        child, escaped = (int(p) for p in log.read_text().split("pids")[1].split()[:2])
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        assert log.read_text().split("got")[1:3] == [" 2\n", " 15\n"]
+        assert not alive(child)
+        assert not alive(escaped)
+        assert bench.seen("comfyui/0").last_exit is not None
+        assert bench.seen("comfyui/0").last_exit.signal == "SIGKILL"  # type: ignore[union-attr]
+
+
+@pytest.mark.asyncio
+async def test_a_crash_is_counted_with_exit_code_and_last_lines_and_its_leftovers_are_ended(root: Path) -> None:
+    code = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, '-c', {SLEEP!r}])
+print('child', child.pid, flush=True); print('the reason'); sys.exit(7)
+"""
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", code))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        seen = bench.seen("comfyui/0")
+        assert seen.last_exit is not None
+        assert (seen.last_exit.code, seen.last_exit.asked, seen.crashes) == (7, False, 1)
+        assert seen.last_exit.last_lines[-1] == "the reason"
+        assert not alive(int(seen.last_exit.last_lines[0].split()[1]))
+        await bench.start(bench.wish("comfyui/0", code))
+        await bench.until(lambda: bench.seen("comfyui/0").crashes == 2)
+        assert bench.seen("comfyui/0").restarts == 1
+
+
+@pytest.mark.asyncio
+async def test_a_start_that_the_system_refuses_is_a_fact(root: Path) -> None:
+    async with open_bench(root) as bench:
+        wish = bench.wish("comfyui/0", SLEEP)
+        missing = wish.model_copy(update={"spec": wish.spec.model_copy(update={"argv": (str(root / "nothing"),)})})
+        await bench.start(missing)
+        seen = bench.seen("comfyui/0")
+        assert seen.phase is Phase.GONE
+        assert seen.crashes == 1
+        assert seen.last_exit is not None
+        assert "program does not exist" in seen.last_exit.text()
+
+
+@pytest.mark.asyncio
+async def test_never_ready_ends_at_the_startup_deadline(root: Path) -> None:
+    async with open_bench(root) as bench:
+        wish = bench.wish("comfyui/0", SLEEP, port=free_port())
+        probe = wish.spec.probe.model_copy(update={"startup_deadline_s": 0.3})
+        await bench.start(wish.model_copy(update={"spec": wish.spec.model_copy(update={"probe": probe})}))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        last = bench.seen("comfyui/0").last_exit
+        assert last is not None
+        assert "not ready within 0.3 s" in last.text()
+        assert not last.asked
+
+
+@pytest.mark.asyncio
+async def test_children_carry_our_uuid_and_no_secret_of_the_daemon(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYD_TOKEN", "hush")
+    monkeypatch.setenv("MY_DB", "postgresql://u:p@h/db")
+    monkeypatch.setenv("KEPT", "yes")
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", "print('up', flush=True);" + SLEEP))
+        log = root / "logs/comfyui_0.log"
+        await bench.until(lambda: "up" in log.read_text())
+        seen = bench.seen("comfyui/0")
+        environment = environment_of(seen.pid or 0)
+        assert environment["COMFYD_PROCESS_UUID"] == seen.generation
+        assert environment["KEPT"] == "yes"
+        assert "COMFYD_TOKEN" not in environment
+        assert "MY_DB" not in environment
+        fds = {os.readlink(f"/proc/{seen.pid}/fd/{n}") for n in os.listdir(f"/proc/{seen.pid}/fd")}
+        assert fds == {"/dev/null", str(log)}
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+
+
+@pytest.mark.asyncio
+async def test_leaving_keeps_the_process_and_the_next_supervisor_adopts_it_ready(root: Path) -> None:
+    port = free_port()
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", LISTEN.format(port=port), port=port))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        before = bench.seen("comfyui/0")
+    assert alive(before.pid or 0)
+    async with open_bench(root) as bench:
+        after = bench.seen("comfyui/0")
+        assert (after.pid, after.generation, after.phase) == (before.pid, before.generation, Phase.READY)
+        assert after.adopted
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        assert not alive(before.pid or 0)
+
+
+@pytest.mark.asyncio
+async def test_what_died_unseen_is_a_crash_and_its_orphans_are_ended(root: Path) -> None:
+    child = f"subprocess.Popen([sys.executable,'-c',{SLEEP!r}])"
+    code = f"import subprocess,sys,time; p={child}; print(p.pid,flush=True); time.sleep(600)"
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", code))
+        log = root / "logs/comfyui_0.log"
+        await bench.until(lambda: log.read_text().strip().isdigit())
+        pid = bench.seen("comfyui/0").pid or 0
+    orphan = int(log.read_text())
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert alive(orphan)
+    async with open_bench(root) as bench:
+        seen = bench.seen("comfyui/0")
+        assert seen.phase is Phase.GONE
+        assert seen.crashes == 1
+        assert seen.last_exit is not None
+        assert "no daemon was watching" in seen.last_exit.text()
+        await bench.until(lambda: not alive(orphan))
+
+
+@pytest.mark.asyncio
+async def test_a_recycled_pid_is_never_signalled(root: Path) -> None:
+    """A record whose pid belongs to somebody else now (other start time, other uuid) is dropped."""
+    decoy = os.spawnv(os.P_NOWAIT, "/bin/sleep", ["sleep", "600"])
+    try:
+        async with open_bench(root) as bench:
+            await bench.start(bench.wish("comfyui/0", SLEEP))
+            run = bench.seen("comfyui/0")
+        end(run.pid or 0)
+        os.waitpid(run.pid or 0, 0)
+        journal = root / "workspace/.comfyd/run.journal"
+        journal.write_text(journal.read_text().replace(f'"pid":{run.pid},', f'"pid":{decoy},'))
+        async with open_bench(root) as bench:
+            assert bench.seen("comfyui/0").phase is Phase.GONE
+        assert alive(decoy)
+    finally:
+        end(decoy)
+        os.waitpid(decoy, 0)
+
+
+def test_the_barrier_ends_without_its_daemon(tmp_path: Path) -> None:
+    """EOF instead of `go`: nothing was executed."""
+    mark = tmp_path / "mark"
+    request = proc.SpawnRequest(("/bin/touch", str(mark)), str(tmp_path), {}, str(tmp_path / "log"), "u")
+    process = proc.spawn(request, clock.boot_id(), proc.pid_namespace())
+    assert process.barrier is not None
+    os.close(process.barrier)
+    process.barrier = None
+    assert process.status().code == proc.NOT_RELEASED_EXIT
+    assert not mark.exists()
+    process.close()
+
+
+def test_a_torn_last_line_of_the_journal_is_ignored(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "run.journal")
+    assert journal.open() == []
+    journal.started([{"uuid": "a", "key": "x"}, {"uuid": "b", "key": "y"}])
+    journal.marked("a", ready=True)
+    journal.ended("b")
+    journal.close()
+    whole = (tmp_path / "run.journal").read_bytes()
+    (tmp_path / "run.journal").write_bytes(whole + b'{"op":"start","uuid":"c","ke')
+    assert Journal(tmp_path / "run.journal").open() == [{"uuid": "a", "key": "x", "ready": True}]
+
+
+def test_arguments_reach_the_program_as_written(tmp_path: Path) -> None:
+    """Nothing is ever given to a shell."""
+    evil = ("$(touch pwned)", "`id`", "a b", "'\"", ";ls", "-x")
+    request = proc.SpawnRequest(("/usr/bin/printf", "%s\n", *evil), str(tmp_path), {}, str(tmp_path / "log"), "u")
+    process = proc.spawn(request, clock.boot_id(), proc.pid_namespace())
+    proc.release(process)
+    assert process.status().code == 0
+    assert (tmp_path / "log").read_text().splitlines() == list(evil)
+    assert not (tmp_path / "pwned").exists()
+    process.close()
