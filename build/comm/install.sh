@@ -91,6 +91,8 @@ fetch_source() {
 make_venv() {
     step "making the venv $VENV_PATH"
     "$PYTHON" -m venv "$VENV_PATH"
+    # wherever it lies, the environment is used through its own venv folder
+    [[ $VENV_PATH -ef /ComfyUI/venv ]] || ln -sfn "$VENV_PATH" /ComfyUI/venv
     # shellcheck disable=SC1091 # written by the line above
     source "$VENV_PATH/bin/activate"
 }

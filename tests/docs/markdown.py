@@ -14,7 +14,7 @@ def blocks(text: str, language: str = "sh") -> list[str]:
 
 def commands(text: str) -> list[str]:
     """Command lines of all shell blocks without comments and blank lines."""
-    lines = [line.split("  # ")[0].strip() for body in blocks(text) for line in body.splitlines()]
+    lines = [line.split(" # ")[0].strip() for body in blocks(text) for line in body.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 

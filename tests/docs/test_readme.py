@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from markdown import CHECKOUT, commands, headings, links
+
+from tests.docs.markdown import CHECKOUT, commands, headings, links
 
 README = (CHECKOUT / "README.md").read_text()
 README_ZH = (CHECKOUT / "README_zh.md").read_text()

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_daemon import CHECKOUT, Daemon, RealComfyUI, free_port, until
+
+from tests.real.daemon import CHECKOUT, Daemon, RealComfyUI, free_port, until
 
 INSTALL_S = 900
 

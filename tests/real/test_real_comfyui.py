@@ -12,8 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from real_daemon import CHECKOUT, RealComfyUI, until
-from real_png import rgb_rows
+
+from tests.real.daemon import CHECKOUT, RealComfyUI, until
+from tests.real.png import rgb_rows
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 
