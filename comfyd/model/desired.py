@@ -177,12 +177,16 @@ class GlobalSettings(Frozen):
 
 
 class DesiredState(Frozen):
-    """One accepted revision of all files. `stock`: instances.json is the image's unchanged example."""
+    """One accepted revision of all files. `stock`: instances.json is the image's unchanged example.
+
+    default_environment: what instances.json says for entries that name none (None: it says nothing).
+    """
 
     instances: tuple[InstanceSpec, ...] = ()
     environments: tuple[EnvironmentSpec, ...] = ()
     services: tuple[SidecarSpec, ...] = ()
     settings: GlobalSettings = GlobalSettings()
+    default_environment: str | None = None
     stock: bool = False
 
     def environment(self, name: str) -> EnvironmentSpec | None:

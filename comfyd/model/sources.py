@@ -11,7 +11,8 @@ from comfyd.model.paths import Paths
 class SourceFile:
     """Bytes of one file as read, or the reason why there are none.
 
-    problem: None | missing | unreadable | not_a_file | too_large; detail is one sentence for people.
+    problem: None | missing | unreadable | not_a_file | too_large | bad_name (of its folder);
+    detail is one sentence for people.
     """
 
     path: str
