@@ -1,25 +1,17 @@
 """Environments: `env list|install`."""
 
 import time
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from comfyd.cli.text import clean, print_json, print_table, say, why
-from comfyd.cli.verb import FAILED, TIMED_OUT, Failure, Session, Verbs
+from comfyd.cli.verb import FAILED, SECONDS, TIMED_OUT, Failure, Session, argument, did_you_mean, verb
 from comfyd.client.shapes import Install
 
 POLL_S = 0.25
 HOPELESS = frozenset({"no_build_script"})
 
-verbs = Verbs("Installed kinds of services.")
 
-
-def commands() -> dict[str, Any]:
-    return verbs.group("env")
-
-
-@verbs.verb("list")
+@verb("env list")
 def list_(session: Session) -> None:
     """Show every environment and what is installed."""
     rows = session.client.environments()
@@ -38,17 +30,13 @@ def _reason(environment: Any) -> str:
     return why(environment.get("conditions")) or str(environment.get("install", {}).get("step") or "")
 
 
-@verbs.verb("install")
-def install(
-    session: Session,
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show how its build scripts would be rewritten.")
-    ] = False,
-    wait: Annotated[
-        float | None, typer.Option("--wait", min=0, metavar="S", help="Longest wait; 0 = only ask; else to its end.")
-    ] = None,
-) -> int:
+@verb(
+    "env install",
+    argument("name", metavar="NAME"),
+    argument("--dry-run", action="store_true", help="only show how its build scripts would be rewritten"),
+    argument("--wait", type=SECONDS, metavar="S", help="longest wait; 0 = only ask; default: to its end"),
+)
+def install(session: Session, name: str, dry_run: bool, wait: float | None) -> int:
     """Install an environment anew (a new generation; the old one stays until the new one is verified)."""
     if dry_run:
         return _preview(session, name)
@@ -68,11 +56,7 @@ def install(
 
 
 def _unknown(name: str, known: list[str]) -> Failure:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ";"
-    message = f"no environment '{name}'{hint} known: {', '.join(known) or 'none'}"
+    message = f"no environment '{name}'{did_you_mean(name, known)} known: {', '.join(known) or 'none'}"
     return Failure(message, code="unknown_environment", details={"known": known})
 
 

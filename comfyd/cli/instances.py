@@ -3,13 +3,11 @@
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from comfyd.cli.match import address, matching, one
 from comfyd.cli.text import clean, print_json, say
-from comfyd.cli.verb import FAILED, TIMED_OUT, Session, Verbs
+from comfyd.cli.verb import FAILED, SECONDS, TIMED_OUT, Session, argument, between, verb
 from comfyd.client import ApiError, Client, ClientError
 from comfyd.client.shapes import Instance
 
@@ -17,35 +15,27 @@ MAX_THREADS = 64
 UNFINISHED = ("installing", "starting", "stopping")
 RUNNING = frozenset({"starting", "ready", "unready", "draining", "stopping"})
 
-Words = Annotated[
-    list[str], typer.Argument(metavar="NAME|ID|all|PORT|A-B...", help="Matched as id, then name, then port.")
-]
-Wait = Annotated[
-    float, typer.Option("--wait", min=0, max=86400, metavar="S", help="Seconds to wait for the end; 0 = only ask.")
-]
+WORDS = argument("words", nargs="+", metavar="NAME|ID|all|PORT|A-B", help="matched as id, then name, then port")
+WAIT = argument(
+    "--wait", type=SECONDS, default=30.0, metavar="S", help="seconds to wait for the end (30); 0 = only ask"
+)
 Result = dict[str, Any]
 
-verbs = Verbs()
 
-
-def commands() -> dict[str, Any]:
-    return verbs.flat()
-
-
-@verbs.verb("start")
-def start(session: Session, words: Words, wait: Wait = 30.0) -> int:
+@verb("start", WORDS, WAIT)
+def start(session: Session, words: list[str], wait: float) -> int:
     """Start instances and wait until they are ready. `all` passes over those that the file disables."""
     return _act(session, "start", words, wait)
 
 
-@verbs.verb("stop")
-def stop(session: Session, words: Words, wait: Wait = 30.0) -> int:
+@verb("stop", WORDS, WAIT)
+def stop(session: Session, words: list[str], wait: float) -> int:
     """Stop instances and keep them stopped until they are started again or the override is cleared."""
     return _act(session, "stop", words, wait)
 
 
-@verbs.verb("restart")
-def restart(session: Session, words: Words, wait: Wait = 30.0) -> int:
+@verb("restart", WORDS, WAIT)
+def restart(session: Session, words: list[str], wait: float) -> int:
     """Restart instances: stop them, then start them with what the files say now."""
     return _act(session, "restart", words, wait)
 
@@ -168,15 +158,13 @@ def _tell(results: Sequence[Result], verb: str) -> None:
             print(text + (clean(f" (port {r['port']}, pid {r['pid']})") if verb != "stop" else ""))
 
 
-@verbs.verb("logs")
-def logs(
-    session: Session,
-    name: Annotated[str, typer.Argument(metavar="NAME|ID|PORT")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
-    tail: Annotated[
-        int | None, typer.Option("--tail", "-n", min=0, max=10000, metavar="N", help="Lines from its end (200).")
-    ] = None,
-) -> None:
+@verb(
+    "logs",
+    argument("name", metavar="NAME|ID|PORT"),
+    argument("--follow", "-f", action="store_true", help="go on as it grows"),
+    argument("--tail", "-n", type=between(int, 0, 10000), metavar="N", help="lines from its end (200)"),
+)
+def logs(session: Session, name: str, follow: bool, tail: int | None) -> None:
     """Print the log of an instance. With --json each line is one JSON object {"instance", "line"}."""
     instance = one(session.client.status().get("instances", []), name)
     with session.client.logs(address(instance), tail=tail, follow=follow) as blocks:

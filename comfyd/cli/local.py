@@ -1,25 +1,17 @@
 """Verbs that work without a daemon: `run` (which is the daemon), `plan`, `validate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from comfyd.cli.text import clean, print_json, say
-from comfyd.cli.verb import BAD_CONFIG, USAGE, Failure, Session, Verbs
+from comfyd.cli.verb import BAD_CONFIG, USAGE, Failure, Session, argument, between, verb
 from comfyd.client import DaemonTimeout, DaemonUnreachable
 
 if TYPE_CHECKING:
     from comfyd.settings import Settings
 
 SIGNS = {"start": "+", "stop": "-", "install": "~"}
-File = Annotated[str | None, typer.Argument(metavar="[FILE]", help="Stands in for the root's instances.json.")]
-
-verbs = Verbs()
-
-
-def commands() -> dict[str, Any]:
-    return verbs.flat()
+FILE = argument("file", nargs="?", metavar="FILE", help="stands in for the root's instances.json")
 
 
 def settings_of(session: Session, **given: Any) -> "Settings":
@@ -29,11 +21,8 @@ def settings_of(session: Session, **given: Any) -> "Settings":
     return load_settings(root=session.root, **given)
 
 
-@verbs.verb("run")
-def run(
-    session: Session,
-    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Of the API (COMFYD_PORT).")] = None,
-) -> int:
+@verb("run", argument("--port", type=between(int, 1, 65535), metavar="N", help="of the API (COMFYD_PORT, 8001)"))
+def run(session: Session, port: int | None) -> int:
     """Run the daemon in the foreground. --json writes log records as JSON."""
     settings = settings_of(session, port=port, log_format="json" if session.as_json else None)
     from comfyd import daemon
@@ -41,8 +30,8 @@ def run(
     return daemon.main(settings)
 
 
-@verbs.verb("validate")
-def validate(session: Session, file: File = None) -> int:
+@verb("validate", FILE)
+def validate(session: Session, file: str | None) -> int:
     """Check instances.json, the environments and services.json. Exit code 78 if the daemon would refuse them."""
     settings = settings_of(session)
     from comfyd import offline
@@ -76,12 +65,8 @@ def _existing(file: str | None) -> Path | None:
     return path
 
 
-@verbs.verb("plan")
-def plan(
-    session: Session,
-    file: File = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask a daemon.")] = False,
-) -> int:
+@verb("plan", FILE, argument("--offline", action="store_true", help="do not ask a daemon"))
+def plan(session: Session, file: str | None, offline: bool) -> int:
     """Show what would be installed, started and stopped, and why the rest waits. Changes nothing."""
     shown = _offline(session, file) if offline else _asked(session, file)
     if session.as_json:

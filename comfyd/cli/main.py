@@ -1,87 +1,87 @@
-"""The program `comfyd`: finds the verb and imports only that verb's file."""
+"""The program `comfyd`: finds the verb and imports only that verb's file (start time counts)."""
 
 import importlib
+import os
 import sys
-from typing import Annotated, Any
+from argparse import REMAINDER, Namespace
+from collections.abc import Mapping, Sequence
 
-import typer
-from typer.core import TyperGroup
+from comfyd.cli.verb import USAGE, Entry, Parser, Session, entries, run, version_text
 
-from comfyd.cli.verb import Json, Root, Url, version_text
-
-VERBS = {
-    "run": "local",
-    "plan": "local",
-    "validate": "local",
-    "status": "status",
-    "health": "status",
-    "start": "instances",
-    "stop": "instances",
-    "restart": "instances",
-    "logs": "instances",
-    "task": "tasks",
-    "overrides": "overrides",
-    "env": "environments",
-    "reload": "status",
-    "version": "status",
+VERBS: Mapping[str, tuple[str, str]] = {
+    "run": ("local", "run the daemon in the foreground"),
+    "plan": ("local", "show what would be installed, started and stopped, and why the rest waits"),
+    "validate": ("local", "check the files as the daemon would"),
+    "status": ("status", "show every instance and why it is not ready"),
+    "start": ("instances", "start instances and wait until they are ready"),
+    "stop": ("instances", "stop instances and keep them stopped"),
+    "restart": ("instances", "restart instances"),
+    "logs": ("instances", "print or follow the log of an instance"),
+    "task": ("tasks", "submit, list, show, cancel or retry tasks"),
+    "overrides": ("overrides", "list or clear what was asked for over the files"),
+    "env": ("environments", "list or install environments"),
+    "reload": ("status", "read the files again now"),
+    "health": ("status", "ask whether the daemon answers"),
+    "version": ("status", "print the version"),
 }
+ABOUT = """Keep the right ComfyUI instances alive on this machine.
+
+exit codes: 0 done, 1 failed, 2 usage, 3 not running or degraded (status), 4 timed out waiting,
+69 daemon not reachable, 75 lock held, 78 bad configuration, 130 interrupted"""
 
 
-class LazyGroup(TyperGroup):
-    """Knows every verb by name and loads a file only when its verb is asked for (start time counts)."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in VERBS:
-            self.commands.update({verb: self._load(verb) for verb in VERBS if verb not in self.commands})
-            return None
-        if cmd_name not in self.commands:
-            self.commands[cmd_name] = self._load(cmd_name)
-        return self.commands[cmd_name]
-
-    @staticmethod
-    def _load(verb: str) -> Any:
-        module = importlib.import_module(f"comfyd.cli.{VERBS[verb]}")
-        return module.commands()[verb]
-
-
-app = typer.Typer(
-    cls=LazyGroup,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(version_text())
-        raise typer.Exit
-
-
-@app.callback()
-def comfyd(
-    ctx: typer.Context,
-    root: Root = None,
-    url: Url = None,
-    as_json: Json = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Keep the right ComfyUI instances alive on this machine.
-
-    Exit codes: 0 done, 1 failed, 2 usage, 3 not running or degraded (status), 4 timed out waiting,
-    69 daemon not reachable, 75 lock held, 78 bad configuration, 130 interrupted.
-    """
-    ctx.obj = {"root": root, "url": url, "as_json": as_json}
-
-
-def main() -> None:
-    """Entry point of the console script."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; ends the process with the exit code of the verb."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="comfyd")
+    try:
+        code = _main(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    sys.exit(code)
+
+
+def _main(argv: list[str]) -> int:
+    top, given = _step("comfyd", {name: about for name, (_, about) in VERBS.items()}, argv, Namespace(), ABOUT)
+    importlib.import_module(f"comfyd.cli.{VERBS[top][0]}")
+    found = entries(top)
+    if top in found:
+        return _leaf(found[top], f"comfyd {top}", given)
+    subs = {name.removeprefix(f"{top} "): entry for name, entry in found.items()}
+    shorts = {name: entry.about.split("\n")[0] for name, entry in subs.items()}
+    sub, given = _step(f"comfyd {top}", shorts, given.rest, given, VERBS[top][1])
+    return _leaf(subs[sub], f"comfyd {top} {sub}", given)
+
+
+def _step(prog: str, names: Mapping[str, str], argv: list[str], given: Namespace, about: str) -> tuple[str, Namespace]:
+    """One level of words: common options, then the name of a command; `rest` is left for the next level."""
+    width = max(map(len, names)) + 2
+    listed = "commands:\n" + "\n".join(f"  {name:<{width}}{text}" for name, text in names.items())
+    parser = Parser(prog, about, epilog=listed, usage=f"{prog} [options] COMMAND ...")
+    parser.add_common()
+    parser.add_argument("--version", action="version", version=version_text())
+    parser.add_argument("name", metavar="COMMAND", help="one of those below; each takes -h")
+    parser.add_argument("rest", nargs=REMAINDER, metavar="...", help="its own arguments")
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise SystemExit(USAGE)
+    found = parser.parse_args(argv, given)
+    if found.name not in names:
+        parser.unknown(found.name, list(names))
+    return found.name, found
+
+
+def _leaf(entry: Entry, prog: str, given: Namespace) -> int:
+    parser = Parser(prog, entry.about)
+    for flags, options in entry.arguments:
+        parser.add_argument(*flags, **options)
+    parser.add_common()
+    common = Namespace(**{k: v for k, v in vars(given).items() if k not in ("name", "rest")})
+    values = vars(parser.parse_intermixed_args(given.rest, common))
+    session = Session(values.pop("root", None), values.pop("url", None), values.pop("as_json", False))
+    return run(entry.function, session, values)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from comfyd.cli.verb import USAGE, Failure
+from comfyd.cli.verb import USAGE, Failure, did_you_mean
 from comfyd.client.shapes import Instance
 
 _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
@@ -49,11 +49,9 @@ def _in_range(instances: Sequence[Instance], low: int, high: int) -> list[Instan
 
 
 def _unknown(instances: Sequence[Instance], word: str) -> list[Instance]:
-    import difflib
-
     names = [str(i.get("name")) for i in instances]
-    close = difflib.get_close_matches(word, names, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ";"
     known = ", ".join(names) if names else "none (instances.json declares no instance)"
     what = "no instance on a port in" if _RANGE.fullmatch(word) else "no instance"
-    raise Failure(f"{what} '{word}'{hint} known: {known}", code="unknown_instance", details={"known": names})
+    raise Failure(
+        f"{what} '{word}'{did_you_mean(word, names)} known: {known}", code="unknown_instance", details={"known": names}
+    )

@@ -1,21 +1,13 @@
 """Wishes made through the API that stand over the files: `overrides list|clear`."""
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from comfyd.cli.match import address, one
 from comfyd.cli.text import clean, print_json, print_table, say
-from comfyd.cli.verb import Failure, Session, Verbs
-
-verbs = Verbs("What the API and this program asked for over the files.")
+from comfyd.cli.verb import Failure, Session, argument, verb
 
 
-def commands() -> dict[str, Any]:
-    return verbs.group("overrides")
-
-
-@verbs.verb("list")
+@verb("overrides list")
 def list_(session: Session) -> None:
     """Show what is overridden, by whom and until when."""
     rows = session.client.overrides()
@@ -35,10 +27,8 @@ def _cell(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
-@verbs.verb("clear")
-def clear(
-    session: Session, name: Annotated[str, typer.Argument(metavar="NAME|ID|PORT|all", help="`all` = every override.")]
-) -> None:
+@verb("overrides clear", argument("name", metavar="NAME|ID|PORT|all", help="`all` = every override"))
+def clear(session: Session, name: str) -> None:
     """Go back to what the files say. This may start, stop or restart the instance."""
     answer = session.client.clear_overrides(None if name == "all" else _target(session, name))
     if session.as_json:

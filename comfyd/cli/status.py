@@ -2,31 +2,20 @@
 
 import sys
 import time
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from comfyd import __version__
 from comfyd.cli.text import age, clean, print_json, print_table, say, why
-from comfyd.cli.verb import DEGRADED, FAILED, Session, Verbs, report, version_text
+from comfyd.cli.verb import DEGRADED, FAILED, Session, argument, report, verb, version_text
 from comfyd.client import ApiError, DaemonUnreachable
 from comfyd.client.shapes import Status
 
 WATCH_PERIOD_S = 1.0
 COLUMNS = ("name", "id", "env", "port", "state", "pid", "since", "restarts", "reason")
 
-verbs = Verbs()
 
-
-def commands() -> dict[str, Any]:
-    return verbs.flat()
-
-
-@verbs.verb("status")
-def status(
-    session: Session,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again after every change.")] = False,
-) -> int:
+@verb("status", argument("--watch", "-w", action="store_true", help="show it again after every change"))
+def status(session: Session, watch: bool) -> int:
     """Show every instance and why it is not ready. Exit code 3: no daemon, or something wanted is not ready."""
     if watch:
         return _watch(session)
@@ -100,11 +89,8 @@ def _show_environments(seen: Status) -> None:
         print(clean(f"environment {one.get('name')}: {one.get('state')}  {reason}".rstrip()))
 
 
-@verbs.verb("health")
-def health(
-    session: Session,
-    ready: Annotated[bool, typer.Option("--ready", help="Ask for readiness (exit code 3 if not ready).")] = False,
-) -> int:
+@verb("health", argument("--ready", action="store_true", help="ask for readiness (exit code 3 if not ready)"))
+def health(session: Session, ready: bool) -> int:
     """Ask whether the daemon answers (for container health checks)."""
     if not ready:
         answer = session.client.health()
@@ -122,14 +108,14 @@ def health(
     return 0
 
 
-@verbs.verb("reload")
+@verb("reload")
 def reload(session: Session) -> None:
     """Read the files again and reconcile now."""
     answer = session.client.reload()
     print_json(answer) if session.as_json else say(clean(answer.get("message") or "reconciled"))
 
 
-@verbs.verb("version")
+@verb("version")
 def version(session: Session) -> None:
     """Print the version of this program."""
     print_json({"version": __version__}) if session.as_json else print(version_text())

@@ -3,40 +3,35 @@
 import json
 import sys
 import time
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from comfyd.cli.text import age, clean, print_json, print_table, say
-from comfyd.cli.verb import FAILED, TIMED_OUT, USAGE, Failure, Session, Verbs
+from comfyd.cli.verb import FAILED, SECONDS, TIMED_OUT, USAGE, Failure, Session, argument, between, verb
 from comfyd.client.shapes import Task
 
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED")
 FIRST_POLL_S, LAST_POLL_S = 0.05, 1.0
 
-TaskId = Annotated[str, typer.Argument(metavar="TASK")]
-
-verbs = Verbs("Queue workflows and follow them.")
+TASK = argument("task_id", metavar="TASK")
 
 
-def commands() -> dict[str, Any]:
-    return verbs.group("task")
-
-
-@verbs.verb("submit")
+@verb(
+    "task submit",
+    argument("workflow", metavar="WORKFLOW", help="a name that an environment lists"),
+    argument("--file", "-f", metavar="WF.JSON", help="graph in API format, - = stdin; else the stored one is used"),
+    argument("--wait", "-w", action="store_true", help="wait for the end"),
+    argument("--output", "-o", metavar="DIR", help="save its files there (waits)"),
+    argument("--priority", metavar="vip|normal|guest|N"),
+    argument("--timeout", type=SECONDS, metavar="S", help="longest wait"),
+)
 def submit(
     session: Session,
-    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A name that an environment lists.")],
-    file: Annotated[
-        str | None,
-        typer.Option("--file", "-f", metavar="WF.JSON", help="Graph in API format, - = stdin; else the stored one."),
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end.")] = False,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="DIR", help="Save its files there (waits).")
-    ] = None,
-    priority: Annotated[str | None, typer.Option("--priority", metavar="vip|normal|guest|N")] = None,
-    timeout: Annotated[float | None, typer.Option("--timeout", min=0, metavar="S", help="Longest wait.")] = None,
+    workflow: str,
+    file: str | None,
+    wait: bool,
+    output: str | None,
+    priority: str | None,
+    timeout: float | None,
 ) -> int:
     """Queue a task and print its id. With --wait: exit code 1 if it failed, 4 if the time ran out (it goes on)."""
     graph, fields = _read_body(file)
@@ -147,14 +142,14 @@ def _tell(task: Task, saved: list[str]) -> None:
         say(clean(task.get("task_message") or task["status"]))
 
 
-@verbs.verb("list")
-def list_(
-    session: Session,
-    status: Annotated[str | None, typer.Option("--status", metavar="STATE")] = None,
-    workflow: Annotated[str | None, typer.Option("--workflow", metavar="NAME")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 50,
-    cursor: Annotated[str | None, typer.Option("--cursor", help="From the page before.")] = None,
-) -> None:
+@verb(
+    "task list",
+    argument("--status", metavar="STATE"),
+    argument("--workflow", metavar="NAME"),
+    argument("--limit", type=between(int, 1, 1000), default=50, metavar="N"),
+    argument("--cursor", help="from the page before"),
+)
+def list_(session: Session, status: str | None, workflow: str | None, limit: int, cursor: str | None) -> None:
     """List tasks, newest first."""
     page = session.client.tasks(
         status=status.upper() if status else None, workflow_name=workflow, limit=limit, cursor=cursor
@@ -176,20 +171,20 @@ def list_(
         say(f"more: --cursor {page['next_cursor']}")
 
 
-@verbs.verb("show")
-def show(session: Session, task_id: TaskId) -> None:
+@verb("task show", TASK)
+def show(session: Session, task_id: str) -> None:
     """Show one task."""
     _print_task(session, session.client.task(task_id))
 
 
-@verbs.verb("cancel")
-def cancel(session: Session, task_id: TaskId) -> None:
+@verb("task cancel", TASK)
+def cancel(session: Session, task_id: str) -> None:
     """Cancel a task that has not ended."""
     _print_task(session, session.client.cancel(task_id))
 
 
-@verbs.verb("retry")
-def retry(session: Session, task_id: TaskId) -> None:
+@verb("task retry", TASK)
+def retry(session: Session, task_id: str) -> None:
     """Queue a failed or cancelled task again."""
     _print_task(session, session.client.retry(task_id))
 

@@ -1,12 +1,14 @@
-"""What all verbs share: the common options, finding the daemon, and errors becoming exit codes."""
+"""What all verbs share: how they are declared, the common options, and errors becoming exit codes.
 
+argparse and not typer: typer's parameters import pydantic, which makes a verb start in 17 times the time of a bare
+interpreter; this takes 5 (docs/decisions).
+"""
+
+import argparse
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
-
-import typer
-from typer.main import get_command_from_info, get_group
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from comfyd import __version__
 from comfyd.cli.text import clean, print_json, say
@@ -15,12 +17,89 @@ from comfyd.errors import ComfydError, LockHeldError, SettingsError
 
 FAILED, USAGE, DEGRADED, TIMED_OUT, UNREACHABLE, LOCKED, BAD_CONFIG = 1, 2, 3, 4, 69, 75, 78
 
-Root = Annotated[str | None, typer.Option("--root", metavar="DIR", help="Folder that everything hangs off.")]
-Url = Annotated[
-    str | None, typer.Option("--url", metavar="URL", help="Daemon to talk to: http://HOST:PORT, unix:/PATH.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
-_COMMON = {"root": Root, "url": Url, "as_json": Json}
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+Verb = Callable[..., int | None]
+
+
+class Entry(NamedTuple):
+    """One declared verb."""
+
+    function: Verb
+    about: str
+    arguments: tuple[Argument, ...]
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def argument(*flags: str, **options: Any) -> Argument:
+    """One argument in the words of argparse."""
+    return flags, options
+
+
+def verb(name: str, *arguments: Argument) -> Callable[[Verb], Verb]:
+    """Declare `comfyd NAME`: a function (session, its arguments by name) -> exit code, None = 0."""
+
+    def register(function: Verb) -> Verb:
+        _ENTRIES[name] = Entry(function, inspect.getdoc(function) or "", arguments)
+        return function
+
+    return register
+
+
+def entries(top: str) -> dict[str, Entry]:
+    """The verb `top`, or those below it (`task submit`, ...), of the files imported so far."""
+    return {name: entry for name, entry in _ENTRIES.items() if name.split(" ")[0] == top}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, with the options that every verb takes before and after its name."""
+
+    def __init__(self, prog: str, about: str, **options: Any) -> None:
+        super().__init__(
+            prog=prog,
+            description=about,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+    def add_common(self) -> None:
+        absent = argparse.SUPPRESS
+        self.add_argument("--root", metavar="DIR", default=absent, help="folder that everything hangs off")
+        self.add_argument("--url", default=absent, help="daemon to talk to: http://HOST:PORT, unix:/PATH")
+        self.add_argument(
+            "--json", dest="as_json", action="store_true", default=absent, help="machine-readable output on stdout"
+        )
+
+    def unknown(self, word: str, known: Sequence[str]) -> NoReturn:
+        self.error(f"no command '{clean(word)}'{did_you_mean(word, known)} see {self.prog} --help")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean X?` or `;`."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ";"
+
+
+def between(kind: type[float], low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number within both bounds."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+        return value
+
+    return convert
+
+
+SECONDS = between(float, 0, 86400)
 
 
 class Failure(Exception):
@@ -61,81 +140,27 @@ class Session:
             self._client.close()
 
 
-Verb = Callable[..., int | None]
-
-
-class Verbs:
-    """The verbs of one file. A verb is a function (session, its own parameters) -> exit code or None."""
-
-    def __init__(self, help_text: str | None = None) -> None:
-        self.app = typer.Typer(help=help_text, rich_markup_mode=None, no_args_is_help=True)
-
-    def verb(self, name: str) -> Callable[[Verb], Verb]:
-        """Register under `name` with the common options added."""
-
-        def register(function: Verb) -> Verb:
-            self.app.command(name, help=inspect.getdoc(function))(_with_common(function))
-            return function
-
-        return register
-
-    def flat(self) -> dict[str, Any]:
-        """name -> command, for verbs that stand right below `comfyd`."""
-        made = {}
-        for info in self.app.registered_commands:
-            command = get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode=None)
-            made[str(info.name)] = command
-        return made
-
-    def group(self, name: str) -> dict[str, Any]:
-        """One command with the verbs below it."""
-        command = get_group(self.app)
-        command.name = name
-        return {name: command}
-
-
-def _with_common(function: Verb) -> Callable[..., None]:
-    own = list(inspect.signature(function).parameters.values())[1:]
-
-    def call(ctx: typer.Context, **given: Any) -> None:
-        above = ctx.find_root().obj or {}
-        root, url, as_json = (given.pop(name) or above.get(name) for name in _COMMON)
-        code = _guarded(function, Session(root, url, bool(as_json)), given)
-        if code:
-            raise typer.Exit(code)
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    shared = [
-        inspect.Parameter(n, kind, annotation=a, default=False if n == "as_json" else None) for n, a in _COMMON.items()
-    ]
-    parameters = [context, *(p.replace(kind=kind) for p in own), *shared]
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
-    return call
-
-
-def _guarded(function: Verb, session: Session, given: Mapping[str, Any]) -> int:
+def run(function: Verb, session: Session, given: Mapping[str, Any]) -> int:
+    """Call a verb; every expected error becomes a message and an exit code."""
     try:
-        code = function(session, **given) or 0
-        sys.stdout.flush()
+        return function(session, **given) or 0
     except (Failure, ApiError, DaemonUnreachable, ComfydError) as error:
         return report(error, session.as_json)
     except UnicodeEncodeError:
         return report(Failure("an argument is not valid UTF-8", USAGE, "usage"), session.as_json)
     finally:
         session.close()
-    return code
 
 
 def report(error: Exception, as_json: bool) -> int:
     """Say what went wrong (stderr; with --json also as the API's error shape on stdout) and give the exit code."""
     exit_code, code = _judge(error)
     message = str(getattr(error, "message", error))
-    if isinstance(error, DaemonUnreachable) and not isinstance(error, DaemonTimeout):
+    if exit_code == UNREACHABLE:
         message += "\nis it running? `comfyd run` starts it; --url or COMFYD_URL names another one"
     if as_json:
         print_json({"error": {"code": code, "message": message, "details": getattr(error, "details", {})}})
+        sys.stdout.flush()
     say(f"comfyd: {clean(message, lines=True)}")
     return exit_code
 
