@@ -37,6 +37,8 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "internal": 500,
     "start_failed": 500,
     "stop_failed": 500,
+    "install_failed": 500,
+    "download_failed": 502,
     "not_ready": 503,
     "store_unavailable": 503,
     "store_corrupt": 503,
