@@ -1,0 +1,270 @@
+"""Files, variables and overrides -> one wish for every process and environment.
+
+Owns: which override counts, what runs by itself, what is held whatever the observations say.
+Must not: look at what runs (plan does) or know how a command line is made (resolve_process does).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from comfyd.core.config import overlay
+from comfyd.core.config_environments import is_service
+from comfyd.core.config_instances import extra_arguments
+from comfyd.core.config_report import Report
+from comfyd.core.resolve_process import (
+    Setting,
+    instance_fingerprint,
+    instance_process,
+    sidecar_fingerprint,
+    sidecar_process,
+)
+from comfyd.model.base import Condition, Now
+from comfyd.model.desired import DesiredState, EnvironmentSpec, InstanceSpec, Override, SidecarSpec, Want, digest
+from comfyd.model.process import DesiredEnvironment, DesiredProcess, ProcessSpec, ResolvedState
+from comfyd.model.sources import MachineFacts, Variables
+
+_PREFIX = "comfyui/"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """One instance on its way. file: what the file says (None: an override alone declares it)."""
+
+    spec: InstanceSpec
+    file: InstanceSpec | None
+    overridden: tuple[str, ...] = ()
+    held: Condition | None = None
+    run: bool = True
+    why_not: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Overrides:
+    """The overrides in force, by kind and key."""
+
+    run: Mapping[str, Override]
+    spec: Mapping[str, Override]
+    restart: Mapping[str, Override]
+    install: Mapping[str, Override]
+    next_expiry: float | None
+
+    def restart_token(self, key: str) -> str | None:
+        return self.restart[key].token if key in self.restart else None
+
+
+def resolve(
+    desired: DesiredState, overrides: Sequence[Override], variables: Variables, facts: MachineFacts, now: Now
+) -> ResolvedState:
+    """The wish for every key, sorted by key. Pure: the order of `overrides` and of the files does not matter.
+
+    EXTRA_ARGS that cannot be used hold every instance instead of starting it without them.
+    """
+    asked = _in_force(overrides, facts, now)
+    report = Report("EXTRA_ARGS")
+    extra = extra_arguments(variables, report)
+    wishes, broken = _declared(desired, asked, variables)
+    auto = autolaunch(desired, variables)
+    wishes = [_with_run(wish, asked.run.get(wish.spec.key), auto) for wish in wishes]
+    wishes = [_with_conflict(wish, wishes) for wish in wishes]
+    setting = Setting(desired.settings, variables, facts, extra, _first_of(wishes))
+    processes = [_instance(wish, desired, setting, asked) for wish in wishes]
+    if report.failed:
+        cause = Condition("held", "bad_extra_args", f"EXTRA_ARGS: {report.issues[0].message}", report.issues[0].hint)
+        processes = [p.model_copy(update={"held": p.held or cause}) for p in processes]
+    processes += [_sidecar(one, setting, asked) for one in desired.services]
+    processes += [_broken(override, reason, setting) for override, reason in broken]
+    used = {p.environment for p in processes if p.run} | set(asked.install)
+    return ResolvedState(
+        processes=tuple(sorted(processes, key=lambda p: p.key)),
+        environments=tuple(_environment(e, asked, used) for e in sorted(desired.environments, key=lambda e: e.name)),
+        startup_delay=desired.settings.startup_delay,
+        wake_at=asked.next_expiry,
+    )
+
+
+def autolaunch(desired: DesiredState, variables: Variables) -> bool:
+    """Whether enabled instances run by themselves (spec section 1): COMFYUI_ENABLE_MULTI_INSTANCE wins over
+    DISABLE_AUTOLAUNCH; with neither set only the unchanged stock file does not launch."""
+    if variables.multi_instance:
+        return True
+    if variables.disable_autolaunch is not None:
+        return not variables.disable_autolaunch
+    return not desired.stock
+
+
+def _in_force(overrides: Iterable[Override], facts: MachineFacts, now: Now) -> _Overrides:
+    kinds: dict[str, dict[str, Override]] = {"run": {}, "spec": {}, "restart": {}, "install": {}}
+    expiries: list[float] = []
+    for one in sorted(overrides, key=lambda o: (o.created_at, o.by, o.token or "")):
+        if one.scope not in (None, facts.container) or (one.expires_at is not None and one.expires_at <= now.wall):
+            continue
+        kinds[one.kind][one.key] = one
+        if one.expires_at is not None:
+            expiries.append(one.expires_at)
+    return _Overrides(**kinds, next_expiry=min(expiries, default=None))
+
+
+def _declared(
+    desired: DesiredState, asked: _Overrides, variables: Variables
+) -> tuple[list[_Wish], list[tuple[Override, Condition]]]:
+    """Instances of the file with their overrides, those of overrides alone, and overrides that make no instance."""
+    wishes: list[_Wish] = []
+    broken: list[tuple[Override, Condition]] = []
+    for spec in desired.instances:
+        override = asked.spec.get(spec.key)
+        wishes.append(_Wish(spec, spec) if override is None else _overridden(spec, override, variables))
+    file_keys = {spec.key for spec in desired.instances}
+    environment = desired.default_environment or variables.environment
+    for key, override in sorted(asked.spec.items()):
+        if key in file_keys:
+            continue
+        made, reason = _apply(None, override, variables, {"environment": environment})
+        if made is None:
+            broken.append((override, reason))
+        else:
+            wishes.append(_Wish(made, None, tuple(sorted(override.fields))))
+    return wishes, broken
+
+
+def _overridden(spec: InstanceSpec, override: Override, variables: Variables) -> _Wish:
+    made, reason = _apply(spec, override, variables, {})
+    if made is None:
+        return _Wish(spec, spec, held=reason)
+    return _Wish(made, spec, tuple(sorted(set(override.fields) - {"id"})))
+
+
+def _apply(
+    base: InstanceSpec | None, override: Override, variables: Variables, defaults: Mapping[str, str]
+) -> tuple[InstanceSpec | None, Condition]:
+    """The instance that an override asks for, or why it asks for none."""
+    report = Report(f"override of {override.key}")
+    number = override.key.removeprefix(_PREFIX)
+    fields = {**defaults, **override.fields}
+    if not override.key.startswith(_PREFIX) or not number.isascii() or not number.isdigit():
+        report.error("bad_value", f"{override.key} names no instance")
+    elif fields.setdefault("id", int(number)) != int(number):
+        report.error("bad_value", f"its fields belong to id {fields['id']}")
+    made = overlay(base, fields, report)
+    if made is not None and made.port == variables.api_port:
+        report.error("api_port", f"port {made.port} is the API's own port")
+    message = "; ".join(i.message for i in report.issues if i.severity == "error")
+    hint = "`comfyd overrides clear` returns to the file"
+    reason = Condition("held", "override_invalid", f"the override of {override.key} is invalid: {message}", hint)
+    return (None if report.failed else made), reason
+
+
+def _with_run(wish: _Wish, override: Override | None, auto: bool) -> _Wish:
+    if override is not None and override.want is Want.UP:
+        return wish
+    if override is not None and override.want is Want.DOWN:
+        return _off(wish, "stopped_by_override", f"stopped by {override.by}", "`comfyd start` runs it again")
+    if not wish.spec.enabled:
+        return _off(wish, "disabled", "disabled in the file", 'set "enabled": true, or `comfyd start` it')
+    if not auto:
+        return _off(wish, "autolaunch_off", "nothing starts by itself here (DISABLE_AUTOLAUNCH)", "`comfyd start` it")
+    return wish
+
+
+def _off(wish: _Wish, reason: str, message: str, hint: str) -> _Wish:
+    return replace(wish, run=False, why_not=Condition("stopped", reason, message, hint))
+
+
+def _with_conflict(wish: _Wish, wishes: Iterable[_Wish]) -> _Wish:
+    """An override may not take the port or name that the file gives to another instance which is to run."""
+    for field in ("port", "name"):
+        wanted = getattr(wish.spec, field)
+        if wish.file is not None and getattr(wish.file, field) == wanted:
+            continue
+        for other in wishes:
+            theirs = getattr(other.file, field, None)
+            if other.spec.id != wish.spec.id and other.run and theirs == wanted == getattr(other.spec, field):
+                text = f"the file gives {field} {wanted} to instance {other.spec.id} ({other.spec.name})"
+                reason = Condition("override_conflict", f"{field}_taken", text, "clear the override or change the file")
+                return replace(wish, run=False, why_not=reason, held=reason)
+    return wish
+
+
+def _first_of(wishes: Iterable[_Wish]) -> dict[str, int]:
+    first: dict[str, int] = {}
+    for wish in wishes:
+        first[wish.spec.environment] = min(wish.spec.id, first.get(wish.spec.environment, wish.spec.id))
+    return first
+
+
+def _instance(wish: _Wish, desired: DesiredState, setting: Setting, asked: _Overrides) -> DesiredProcess:
+    spec = wish.spec
+    environment = desired.environment(spec.environment)
+    output = _output(spec, desired, setting.facts)
+    grace_given = "drain_timeout_s" in spec.model_fields_set
+    return DesiredProcess(
+        key=spec.key,
+        spec=instance_process(spec, environment, setting, output),
+        fingerprint=instance_fingerprint(spec, environment, setting, asked.restart_token(spec.key)),
+        run=wish.run,
+        why_not=wish.why_not,
+        held=wish.held or _environment_hold(spec, environment),
+        environment=spec.environment,
+        restart_policy=spec.restart.policy,
+        gpus=() if spec.gpus == "none" else spec.gpus,
+        gpu_exclusive=spec.gpu_exclusive,
+        drain_timeout_s=spec.drain_timeout_s if grace_given else setting.variables.drain_timeout_s,
+        instance=spec,
+        origin="file" if wish.file is not None else "override",
+        overridden=wish.overridden,
+        output=output,
+    )
+
+
+def _output(spec: InstanceSpec, desired: DesiredState, facts: MachineFacts) -> str:
+    """Recorded at the first start and never computed again; until then it depends on siblings in the file."""
+    recorded = facts.outputs.get(spec.key)
+    if recorded is not None:
+        return recorded
+    siblings = [i for i in desired.instances if i.environment == spec.environment and i.id != spec.id]
+    return str(spec.id) if siblings else ""
+
+
+def _environment_hold(spec: InstanceSpec, environment: EnvironmentSpec | None) -> Condition | None:
+    name = spec.environment
+    if environment is None:
+        hint = f"create config/environments/{name}/config.json or correct `environment`"
+        return Condition("held", "environment_unknown", f"environment {name} has no config folder", hint)
+    if environment.issue is not None:
+        return environment.issue
+    if is_service(environment) and not (environment.command or environment.startup_script):
+        text = f"environment {name} is a service without command or startup_script"
+        return Condition("held", "no_command", text, "add command to its config.json")
+    return None
+
+
+def _sidecar(spec: SidecarSpec, setting: Setting, asked: _Overrides) -> DesiredProcess:
+    override = asked.run.get(spec.key)
+    run = spec.enabled if override is None or override.want is None else override.want is Want.UP
+    why_not = None
+    if not run:
+        stopped = override is not None and override.want is Want.DOWN
+        reason = "stopped_by_override" if stopped else "disabled"
+        why_not = Condition("stopped", reason, "stopped by request" if stopped else "disabled in services.json")
+    return DesiredProcess(
+        key=spec.key,
+        spec=sidecar_process(spec, setting),
+        fingerprint=sidecar_fingerprint(spec, asked.restart_token(spec.key)),
+        run=run,
+        why_not=why_not,
+        gpus=(),
+        origin="services",
+    )
+
+
+def _broken(override: Override, reason: Condition, setting: Setting) -> DesiredProcess:
+    """An override that describes no instance: shown with its reason, never started, and left alone if it runs."""
+    stem = override.key.replace("/", "_")
+    spec = ProcessSpec(key=override.key, argv=(), cwd=str(setting.facts.paths.root), log=setting.log(stem))
+    return DesiredProcess(key=override.key, spec=spec, fingerprint="", run=True, held=reason, origin="override")
+
+
+def _environment(spec: EnvironmentSpec, asked: _Overrides, used: set[str | None]) -> DesiredEnvironment:
+    fingerprint = spec.fingerprint
+    if spec.name in asked.install:
+        fingerprint = digest([fingerprint, asked.install[spec.name].token])
+    return DesiredEnvironment(name=spec.name, spec=spec, fingerprint=fingerprint, wanted=spec.name in used)
