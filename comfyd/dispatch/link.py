@@ -1,0 +1,156 @@
+"""One run of one ComfyUI process as dispatch sees it: its client, its websocket, the prompts given to it.
+
+Owns: what is in flight on it and what its events say. Must not: claim, finish, or decide outcomes.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+import anyio
+
+from comfyd.dispatch.comfy import ComfyClient
+from comfyd.dispatch.comfy_socket import Listener
+from comfyd.dispatch.pace import Pace
+from comfyd.model.observed import Evidence
+from comfyd.model.paths import Paths
+from comfyd.model.process import DesiredProcess
+from comfyd.model.task import Slot
+
+
+class Watcher(Protocol):
+    """Who is told of a prompt's events."""
+
+    def on_progress(self, value: float, maximum: float, node: str) -> None: ...
+
+    def on_end(self) -> None: ...
+
+
+class Link:
+    """One (key, generation). `gone` is set when control no longer sees that generation alive.
+
+    client_id: the same after a daemon restart, so that events of prompts posted before still arrive.
+    changed: called when the evidence is new. roots: where this run writes, by type of output; None = not known.
+    """
+
+    def __init__(
+        self,
+        slot: Slot,
+        session: aiohttp.ClientSession,
+        base_url: str,
+        client_id: str,
+        roots: Mapping[str, Path],
+        pace: Pace,
+        mono: Callable[[], float],
+        changed: Callable[[], None],
+    ) -> None:
+        self.slot = slot
+        self.roots = roots
+        self.gone = asyncio.Event()
+        self.client = ComfyClient(session, base_url, pace)
+        self.listener = Listener(session, self.client.base_url, client_id, self._on_event, pace)
+        self._watchers: dict[str, Watcher] = {}
+        self._mono = mono
+        self._changed = changed
+        self._in_flight = 0
+        self._device_errors = 0
+        self._progress_mono: float | None = None
+        self._scope = anyio.CancelScope()
+
+    async def run(self) -> None:
+        with self._scope:
+            await self.listener.run()
+
+    def close(self) -> None:
+        self._scope.cancel()
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    def evidence(self) -> Evidence:
+        return Evidence(
+            key=self.slot.key,
+            generation=self.slot.generation,
+            in_flight=self._in_flight,
+            progress_mono=self._progress_mono,
+            device_errors=self._device_errors,
+        )
+
+    def enter(self) -> None:
+        """A task takes a slot here."""
+        self._in_flight += 1
+        self.listener.want(True)
+        self._changed()
+
+    def leave(self) -> None:
+        """It gives the slot back."""
+        self._in_flight -= 1
+        self.listener.want(self._in_flight > 0)
+        self._changed()
+
+    def watch(self, prompt_id: str, watcher: Watcher) -> None:
+        self._watchers[prompt_id] = watcher
+
+    def unwatch(self, prompt_id: str) -> None:
+        self._watchers.pop(prompt_id, None)
+
+    def touch(self) -> None:
+        """A prompt made progress. Published at most once a second."""
+        now = self._mono()
+        if self._progress_mono is None or now - self._progress_mono >= 1.0:
+            self._progress_mono = now
+            self._changed()
+
+    def ended(self, *, device_error: bool) -> None:
+        """A prompt ended by itself: count device errors in a row."""
+        self._device_errors = self._device_errors + 1 if device_error else 0
+        self._changed()
+
+    def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
+        watcher = self._watchers.get(str(data.get("prompt_id")))
+        if watcher is None:
+            return
+        self.touch()
+        node = data.get("node")
+        if event == "executing" and node is None:
+            watcher.on_end()
+        elif event == "executing":
+            watcher.on_progress(0, 1, str(node))
+        elif event == "progress":
+            value, maximum = data.get("value"), data.get("max")
+            if isinstance(value, int | float) and isinstance(maximum, int | float):
+                watcher.on_progress(value, maximum, str(node))
+
+
+def base_url(listen: str, port: int) -> str:
+    """Where this machine reaches an instance; a wildcard or unknown listener is reached over loopback."""
+    host = listen.split(",")[0].strip()
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def output_roots(process: DesiredProcess, paths: Paths) -> dict[str, Path]:
+    """The folders this instance writes to, by type, as its command line says; only those below our data folder.
+
+    One that an operator moved elsewhere is left out: its files are then fetched over HTTP.
+    """
+    argv = [*process.spec.argv, *process.spec.trailing_argv]
+    data = paths.environment_data(process.environment or "")
+    output = _flag(argv, "--output-directory") or data / "output" / process.output
+    temp = _flag(argv, "--temp-directory")
+    found = {"output": output, **({"temp": temp / "temp"} if temp else {})}
+    return {kind: root for kind, root in found.items() if root.is_relative_to(paths.data_dir)}
+
+
+def _flag(argv: list[str], flag: str) -> Path | None:
+    """The last value of `flag` in a command line, as argparse takes it."""
+    value = None
+    for at, word in enumerate(argv):
+        if word == flag and at + 1 < len(argv):
+            value = argv[at + 1]
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return Path(value) if value else None
