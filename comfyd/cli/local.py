@@ -92,14 +92,8 @@ def _asked(session: Session, file: str | None) -> dict[str, Any]:
 def _offline(session: Session, file: str | None) -> dict[str, Any]:
     settings = settings_of(session)
     from comfyd import offline
-    from comfyd.errors import ComfydError
 
-    try:
-        made = offline.plan_offline(settings, _existing(file))
-    except ComfydError as error:
-        if error.code != "invalid_config":
-            raise
-        raise Failure(error.message, BAD_CONFIG, error.code, error.details) from None
+    made = offline.plan_offline(settings, _existing(file))
     return {"source": "offline", "notes": list(made.notes), **made.view.model_dump(mode="json")}
 
 

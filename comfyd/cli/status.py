@@ -6,9 +6,9 @@ from typing import Any
 
 from comfyd import __version__
 from comfyd.cli.text import age, clean, print_json, print_table, say, why
-from comfyd.cli.verb import DEGRADED, FAILED, Session, argument, report, verb, version_text
+from comfyd.cli.verb import BAD_CONFIG, DEGRADED, FAILED, TIMED_OUT, Session, argument, report, verb, version_text
 from comfyd.client import ApiError, DaemonUnreachable
-from comfyd.client.shapes import Status
+from comfyd.client.shapes import Config, Status
 
 WATCH_PERIOD_S = 1.0
 COLUMNS = ("name", "id", "env", "port", "state", "pid", "since", "restarts", "reason")
@@ -76,6 +76,10 @@ def _show(session: Session, seen: Status) -> None:
     config = seen.get("config", {})
     if config.get("state", "ok") != "ok":
         say(f"config is {config.get('state')}: {clean(config.get('path'))}")
+    _show_issues(config)
+
+
+def _show_issues(config: Config) -> None:
     for issue in config.get("issues", []):
         where = f"{issue.get('file')}:{issue.get('line')}:{issue.get('column')}"
         say(clean(f"{where}: {issue.get('severity')}: {issue.get('message')}"))
@@ -109,10 +113,15 @@ def health(session: Session, ready: bool) -> int:
 
 
 @verb("reload")
-def reload(session: Session) -> None:
-    """Read the files again and reconcile now."""
+def reload(session: Session) -> int:
+    """Read the files again and reconcile now. Exit code 78 if they were refused, 4 if it is not done yet."""
     answer = session.client.reload()
-    print_json(answer) if session.as_json else say(clean(answer.get("message") or "reconciled"))
+    if session.as_json:
+        print_json(answer)
+    else:
+        say(clean(answer.get("message") or "reconciled", lines=True))
+        _show_issues(answer.get("config", {}))
+    return {"refused": BAD_CONFIG, "pending": TIMED_OUT}.get(answer.get("status", ""), 0)
 
 
 @verb("version")

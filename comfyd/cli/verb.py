@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from comfyd import __version__
 from comfyd.cli.text import clean, print_json, say
 from comfyd.client import ApiError, Client, DaemonTimeout, DaemonUnreachable
-from comfyd.errors import ComfydError, LockHeldError, SettingsError
+from comfyd.errors import ComfydError, LockHeldError
 
 FAILED, USAGE, DEGRADED, TIMED_OUT, UNREACHABLE, LOCKED, BAD_CONFIG = 1, 2, 3, 4, 69, 75, 78
 
@@ -174,9 +174,8 @@ def _judge(error: Exception) -> tuple[int, str]:
         return UNREACHABLE, "daemon_unreachable"
     if isinstance(error, LockHeldError):
         return LOCKED, error.code
-    if isinstance(error, SettingsError):
-        return BAD_CONFIG, error.code
-    return FAILED, str(getattr(error, "code", "failed"))
+    code = str(getattr(error, "code", "failed"))
+    return BAD_CONFIG if code == "invalid_config" else FAILED, code
 
 
 def version_text() -> str:

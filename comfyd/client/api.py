@@ -109,6 +109,12 @@ class Client:
     def overrides(self) -> list[dict[str, Any]]:
         return cast("list[dict[str, Any]]", self._call("GET", "/api/comfyui/overrides").get("overrides", []))
 
+    def put_override(self, name: str | int, **wish: Any) -> list[dict[str, Any]]:
+        """Replace the overrides of one instance. wish: want ("up" | "down"), fields (of an instances.json entry),
+        restart (bool), expires_at (RFC 3339 or epoch seconds)."""
+        answer = self._call("PUT", f"/api/comfyui/overrides/{_part(name)}", wish)
+        return cast("list[dict[str, Any]]", answer["overrides"])
+
     def clear_overrides(self, name: str | int | None = None) -> dict[str, Any]:
         """Back to the files: one instance, or everything (None)."""
         path = "/api/comfyui/overrides" + ("" if name is None else f"/{_part(name)}")
@@ -175,9 +181,9 @@ class Client:
 
     def download_output(self, task_id: str, n: int, folder: str | os.PathLike[str], name: str | None = None) -> str:
         """Save output file `n` of a task below `folder` (made if needed) and return its path; never overwrites.
-        name: used if the daemon names no file; only its last part counts."""
+        name: else the one that the daemon tells; only its last part counts."""
         with self._stream(f"/tasks/{_part(task_id)}/outputs/{n}", silence_s=DOWNLOAD_SILENCE_S) as response:
-            return save(response, os.fspath(folder), response.headers.get_filename() or name or f"output-{n}")
+            return save(response, os.fspath(folder), name or response.headers.get_filename() or f"output-{n}")
 
     # --- the daemon
 
