@@ -10,7 +10,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -64,8 +64,8 @@ class Ended:
         return f"ended with exit code {self.code}" if self.code >= 0 else f"was killed by signal {-self.code}"
 
 
-Started = Callable[[int, int], None]
-"""Called with (pid, start time in clock ticks) right after the start."""
+Started = Callable[[int, int], Awaitable[None]]
+"""Awaited with (pid, start time in clock ticks) right after the start."""
 
 
 async def run_logged(command: Command, log: Path, started: Started | None = None) -> Ended:
@@ -112,7 +112,7 @@ async def _run(command: Command, output: int, started: Started | None) -> Ended:
     try:
         stat = read_stat(child.pid)
         if started is not None:
-            started(child.pid, stat.starttime if stat else 0)
+            await started(child.pid, stat.starttime if stat else 0)
         why = await _wait(child.pid, output, command)
     finally:
         with anyio.CancelScope(shield=True):
