@@ -18,8 +18,8 @@ from comfyd.api.app import serve
 from comfyd.api.context import ApiContext
 from comfyd.control.loop import Hands
 from comfyd.control.open import ControlParts, open_control
-from comfyd.dispatch.worker import open_dispatch
-from comfyd.environments.runner import open_installer
+from comfyd.dispatch.worker import Dispatcher
+from comfyd.environments.runner import Installer
 from comfyd.environments.scan import read_config_files, watched_dirs
 from comfyd.errors import LockHeldError, SettingsError
 from comfyd.host import clock
@@ -109,16 +109,15 @@ async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals)
     facts = MachineFacts(paths, _tcmalloc(), clock.container_id())
     async with open_stores(paths.database, clock.boot_id(), settings.event_log_rows) as stores:
         context = ApiContext(live, stores.node, stores.tasks, settings, paths, now, Metrics())
-        async with serve(context), open_installer(live, stores.node, settings, paths) as installer:
+        dispatcher = Dispatcher(live, stores.tasks, settings, paths, now, stores.node.node_id)
+        async with serve(context), Installer(live, stores.node, settings, paths) as installer:
             hands = Hands(
                 lambda: read_config_files(paths), lambda: watched_dirs(paths), installer.install, installer.refresh
             )
             control = ControlParts(live, stores.node, settings, hands, variables, facts, leave)
-            async with (
-                open_control(control),
-                open_dispatch(live, stores.tasks, settings, paths, now, stores.node.node_id),
-            ):
+            async with open_control(control), dispatcher:
                 await signals.ended.wait()
+                dispatcher.keep_leases = leave()
                 live.draining.set(True)
 
 

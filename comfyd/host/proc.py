@@ -120,6 +120,8 @@ def child_environment(base: Mapping[str, str], changes: Mapping[str, str | None]
 
 def preflight(request: SpawnRequest) -> None:
     """Raise SpawnError for what the barrier's exec could only report through its log."""
+    if not request.argv:
+        raise SpawnError(errno.EINVAL, "no command is given", request.cwd)
     program = request.argv[0]
     if not os.path.isdir(request.cwd):
         raise SpawnError(errno.ENOENT, "working folder does not exist", request.cwd)
