@@ -172,8 +172,8 @@ class Installer:
         self._live.wake.set()
 
     def _report(self, fingerprint: str, record: InstallRecord) -> None:
-        changes = {"state": "installing", "installing_fingerprint": fingerprint, "steps": record.steps}
-        changes |= {"progress": record.progress, "log": record.log}
+        changes: dict[str, object] = {"state": "installing", "installing_fingerprint": fingerprint}
+        changes |= {"steps": record.steps, "progress": record.progress, "log": record.log}
         self._publish(self._seen(record.environment).model_copy(update=changes))
 
     def _seen(self, name: str) -> ObservedEnvironment:
@@ -189,7 +189,8 @@ class Installer:
         async with self._unwritten:
             async for seen in self._unwritten:
                 step = next((s.name for s in seen.steps if s.state == "running"), None)
-                data = {"state": seen.state, "generation": seen.generation, "step": step, "progress": seen.progress}
+                data: dict[str, object] = {"state": seen.state, "generation": seen.generation, "step": step}
+                data["progress"] = seen.progress
                 if seen.condition is not None:
                     data["condition"] = seen.condition.as_dict()
                 try:
