@@ -3,18 +3,26 @@
 Both are gathered in memory while operations run and written once, just before COMMIT. Runs on the writer thread.
 """
 
-import json
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from comfyd.model.task import Event
+
+__all__ = ["Ledger", "Transaction", "dump", "from_json"]
 
 _INSERT_EVENT = "INSERT INTO event (seq, at, type, subject, data) VALUES (?, ?, ?, ?, ?)"
 _ADD_TALLY = (
     "INSERT INTO tally (environment, workflow_name, state, n) VALUES (?, ?, ?, ?) "
     "ON CONFLICT (environment, workflow_name, state) DO UPDATE SET n = n + excluded.n"
 )
+
+
+def dump(value: Any) -> str:
+    """JSON text of plain data. Several times faster than the json module, which shows in every create."""
+    return to_json(value).decode()
 
 
 class Ledger:
@@ -51,13 +59,13 @@ class Transaction:
 
     def event(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> Event:
         seq = self._base + len(self._events) + 1
-        self._events.append((seq, wall, type_, subject, json.dumps(data, separators=(",", ":"))))
+        self._events.append((seq, wall, type_, subject, dump(data)))
         return Event(seq=seq, at=wall, type=type_, subject=subject, data=dict(data))
 
     def note(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> None:
         """`event` for those that do not need the answer."""
         seq = self._base + len(self._events) + 1
-        self._events.append((seq, wall, type_, subject, json.dumps(data, separators=(",", ":"))))
+        self._events.append((seq, wall, type_, subject, dump(data)))
 
     def count(self, environment: str, workflow: str, state: str, n: int) -> None:
         """Change the number of tasks in `state` by n."""

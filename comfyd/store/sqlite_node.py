@@ -1,6 +1,5 @@
 """NodeStore on the embedded database: overrides, the event log, small facts, the node's id."""
 
-import json
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +7,7 @@ from uuid import uuid4
 
 from comfyd.model.desired import Override
 from comfyd.model.task import Event
-from comfyd.store.ledger import Transaction
-from comfyd.store.task_rows import dump
+from comfyd.store.ledger import Transaction, dump, from_json
 from comfyd.store.writer import Writer
 
 _EVENTS = "SELECT seq, at, type, subject, data FROM event WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -67,7 +65,7 @@ class SqliteNode:
                     at=row["at"],
                     type=row["type"],
                     subject=row["subject"],
-                    data=json.loads(row["data"]),
+                    data=from_json(row["data"]),
                 )
                 for row in db.execute(_EVENTS, (after, limit))
             )
@@ -85,7 +83,7 @@ class SqliteNode:
             rows = db.execute(
                 "SELECT key, value FROM fact WHERE substr(key, 1, length(?1)) = ?1 ORDER BY key", (prefix,)
             )
-            return {row["key"]: json.loads(row["value"]) for row in rows}
+            return {row["key"]: from_json(row["value"]) for row in rows}
 
         return await self._writer.read(run)
 

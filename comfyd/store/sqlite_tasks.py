@@ -19,8 +19,8 @@ from comfyd.model.task import (
     TaskStats,
 )
 from comfyd.store import task_external, task_finish, task_queue, task_read
-from comfyd.store.ledger import Transaction
-from comfyd.store.task_rows import Clock, Term, claim_of, dump, new_task_id, stale, task_of_new
+from comfyd.store.ledger import Transaction, dump
+from comfyd.store.task_rows import Clock, Term, claim_of, new_task_id, stale, task_of_new
 from comfyd.store.writer import Writer
 
 T = TypeVar("T")

@@ -4,8 +4,8 @@ import sqlite3
 from typing import Final
 
 from comfyd.model.task import TERMINAL, Outcome, TaskState
-from comfyd.store.ledger import Transaction
-from comfyd.store.task_rows import Clock, digest, dump, find, illegal, moved, stale
+from comfyd.store.ledger import Transaction, dump
+from comfyd.store.task_rows import Clock, digest, find, illegal, moved, stale
 
 MAX_INFRA_LOSSES: Final = 10
 """How often a task may come back uncharged; the next loss fails it."""

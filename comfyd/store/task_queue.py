@@ -10,11 +10,12 @@ from comfyd.store.ledger import Transaction
 from comfyd.store.task_finish import put_back
 from comfyd.store.task_rows import ALL, SHOWN, Clock, Term, find, moved, stale
 
+# INDEXED BY: without statistics the planner may prefer the index on state, which grows with the queue.
 _ENQUEUE = """
 INSERT INTO task (task_id, workflow_name, environment, state, priority, user_id, rank, max_attempts, created_at,
     callback_url, idempotency_key, body_digest)
 VALUES (:task_id, :workflow_name, :environment, 'PENDING', :priority, :user_id,
-    max(:now_us, coalesce((SELECT max(rank) FROM task
+    max(:now_us, coalesce((SELECT max(rank) FROM task INDEXED BY task_lane
         WHERE state = 'PENDING' AND user_id IS :user_id AND priority = :priority), 0)) + :rank_cost,
     :max_attempts, :created_at, :callback_url, :idempotency_key, :body_digest)
 RETURNING seq, rank
@@ -24,7 +25,8 @@ UPDATE task SET state = 'PROCESSING', attempts = attempts + 1, started_at = :now
     node_id = :node_id, slot = :slot, generation = :generation, instance = :instance, target_port = :port,
     prompt_id = :prompt_id, lost_token = token, token = :token, lease_boot = :boot, lease_mono = :mono,
     lease_expires_at = :at
-WHERE seq = (SELECT seq FROM task WHERE state = 'PENDING' AND environment = :environment ORDER BY rank, seq LIMIT 1)
+WHERE seq = (SELECT seq FROM task INDEXED BY task_queue
+    WHERE state = 'PENDING' AND environment = :environment ORDER BY rank, seq LIMIT 1)
 RETURNING {SHOWN}
 """
 _FETCH = f"""
@@ -36,13 +38,16 @@ WHERE seq = :seq
 RETURNING {SHOWN}
 """
 _BEST_OF_ENVIRONMENT = (
-    "SELECT rank, seq, environment FROM task WHERE state = 'PENDING' AND environment = ? ORDER BY rank, seq LIMIT 1"
+    "SELECT rank, seq, environment FROM task INDEXED BY task_queue "
+    "WHERE state = 'PENDING' AND environment = ? ORDER BY rank, seq LIMIT 1"
 )
 _BEST_OF_WORKFLOW = (
     "SELECT rank, seq, environment FROM task INDEXED BY task_workflow_queue "
     "WHERE state = 'PENDING' AND workflow_name = ? {where} ORDER BY rank, seq LIMIT 1"
 )
-_NEXT_ENVIRONMENT = "SELECT min(environment) FROM task WHERE state = 'PENDING' AND environment > ?"
+_NEXT_ENVIRONMENT = (
+    "SELECT min(environment) FROM task INDEXED BY task_queue WHERE state = 'PENDING' AND environment > ?"
+)
 _RENEW = "UPDATE task SET state = ?, lease_boot = ?, lease_mono = ?, lease_expires_at = ? WHERE seq = ?"
 
 
@@ -69,7 +74,7 @@ def enqueue(tx: Transaction, new: NewTask, values: Mapping[str, Any], params: st
 def take_back(tx: Transaction, clock: Clock) -> None:
     """Return every task whose lease ran out to the queue. Its token stays good until someone else gets the task."""
     expired = tx.db.execute(
-        f"SELECT {ALL} FROM task WHERE token IS NOT NULL AND lease_mono <= ?", (clock.mono,)
+        f"SELECT {ALL} FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono <= ?", (clock.mono,)
     ).fetchall()
     for row in expired:
         outcome = Outcome(state=TaskState.PENDING, message=f"The lease ran out in attempt {row['attempts']}.")
@@ -199,7 +204,7 @@ def extend(tx: Transaction, row: sqlite3.Row, to: TaskState, term: Term, clock: 
 def recover(tx: Transaction, node_id: str, terms: Callable[[], Term], clock: Clock) -> list[tuple[sqlite3.Row, Term]]:
     """Re-token this node's prompts, also those whose lease ran out while the daemon was away."""
     held = tx.db.execute(
-        f"SELECT {ALL} FROM task WHERE token IS NOT NULL AND node_id = ? AND prompt_id IS NOT NULL "
+        f"SELECT {ALL} FROM task INDEXED BY task_held WHERE token IS NOT NULL AND node_id = ? AND prompt_id IS NOT NULL "
         "AND state IN ('PROCESSING', 'PENDING') ORDER BY rank, seq",
         (node_id,),
     ).fetchall()

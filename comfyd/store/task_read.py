@@ -8,7 +8,7 @@ from comfyd.model.task import Task, TaskFilter, TaskPage, TaskState, TaskStats
 from comfyd.store.ledger import Transaction
 from comfyd.store.task_rows import SHOWN, not_found, task_of
 
-_LOAD = "SELECT target_port, count(*) FROM task WHERE token IS NOT NULL AND lease_mono IS NOT NULL GROUP BY target_port"
+_LOAD = "SELECT target_port, count(*) FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono IS NOT NULL GROUP BY target_port"
 _CLEARED = "state NOT IN ('FETCHED', 'PROCESSING')"
 
 
@@ -82,7 +82,9 @@ def load(db: sqlite3.Connection) -> Mapping[int, int]:
 
 def next_expiry(db: sqlite3.Connection) -> float | None:
     """Boot-time seconds at which the next lease runs out."""
-    row = db.execute("SELECT min(lease_mono) FROM task WHERE token IS NOT NULL AND lease_mono IS NOT NULL").fetchone()
+    row = db.execute(
+        "SELECT min(lease_mono) FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono IS NOT NULL"
+    ).fetchone()
     return None if row[0] is None else float(row[0])
 
 
@@ -94,7 +96,7 @@ def clear(tx: Transaction) -> int:
 def forget_other_boots(tx: Transaction, boot: str) -> None:
     """Readings of another boot's clock mean nothing now: those leases have run out."""
     tx.db.execute(
-        "UPDATE task SET lease_mono = 0, lease_boot = ? "
+        "UPDATE task INDEXED BY task_held SET lease_mono = 0, lease_boot = ? "
         "WHERE token IS NOT NULL AND lease_mono IS NOT NULL AND lease_boot <> ?",
         (boot, boot),
     )

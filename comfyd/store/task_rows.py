@@ -11,7 +11,7 @@ from uuid import uuid4
 from comfyd.errors import ComfydError
 from comfyd.model.base import Now
 from comfyd.model.task import Claim, Lease, NewTask, Outcome, Slot, Task, TaskState
-from comfyd.store.ledger import Transaction
+from comfyd.store.ledger import Transaction, from_json
 
 PARAMS: Final = "(SELECT json FROM task_params WHERE task_params.seq = task.seq) AS params"
 SHOWN: Final = f"""
@@ -54,10 +54,6 @@ class Term:
 
 def new_task_id() -> str:
     return f"task_{uuid4().hex}"
-
-
-def dump(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 def digest(outcome: Outcome) -> str:
@@ -113,7 +109,7 @@ def task_of(row: sqlite3.Row) -> Task:
         workflow_name=row["workflow_name"],
         environment=row["environment"],
         status=state,
-        params=json.loads(row["params"]),
+        params=from_json(row["params"]),
         priority=row["priority"],
         rank=row["rank"],
         user_id=row["user_id"],
@@ -123,7 +119,7 @@ def task_of(row: sqlite3.Row) -> Task:
         created_at=row["created_at"],
         finished_at=row["finished_at"],
         task_message=row["message"],
-        output_data=None if row["output"] is None else json.loads(row["output"]),
+        output_data=None if row["output"] is None else from_json(row["output"]),
         callback_url=row["callback_url"],
         lease_expires_at=row["lease_expires_at"] if state in _LEASED else None,
         cancel_requested=bool(row["cancel_requested"]),
