@@ -68,11 +68,19 @@ class _Server:
         return next(i for i in self.world.instances if ref in (str(i["id"]), i["name"]))
 
     async def status(self, request: web.Request) -> web.Response:
-        plan = {"actions": [], "holds": {}, "wake_in_s": None}
+        world = self.world
         return web.json_response(
-            {"status": "success", "output": "", "instances": self.world.instances, "environments": self.world.environments,
-             "config": self.world.config, "plan": plan, "version": "0.1.0", "time": TIME}
-        )  # fmt: skip
+            {
+                "status": "success",
+                "output": "",
+                "instances": world.instances,
+                "environments": world.environments,
+                "config": world.config,
+                "plan": {"actions": [], "holds": {}, "wake_in_s": None},
+                "version": "0.1.0",
+                "time": TIME,
+            }
+        )
 
     async def act(self, request: web.Request) -> web.Response:
         one, verb = self.find(request.match_info["ref"]), request.match_info["verb"]
@@ -137,9 +145,9 @@ class _Server:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await request.json() if request.can_read_body else {}
+        ready = self.world.tasks.pop("next", None)
         task = {"taskId": f"task_{len(self.world.tasks)}", "workflow_name": request.match_info["workflow"],
                 "status": "PENDING", "params": body.get("params"), "output_data": None}  # fmt: skip
-        ready = self.world.tasks.pop("next", None)
         self.world.tasks[task["taskId"]] = {**task, **(ready or {})}
         return web.json_response({"success": True, "task": task, "taskId": task["taskId"], "message": "created"})
 
