@@ -265,7 +265,8 @@ def test_wrong_shapes(raw: Any, found: list[tuple[str, str]]) -> None:
 
 
 def test_unknown_keys_are_errors_with_a_suggestion() -> None:
-    text = b'{"instances": [\n {"id": 0, "port": 1, "name": "a", "extra_arg": "", "probe": {"patch": 1}}],\n "global_setting": 1}'
+    text = b'{"instances": [\n {"id": 0, "port": 1, "name": "a", "extra_arg": "", "probe": {"patch": 1}}],\n'
+    text += b' "global_setting": 1}'
     result = read(text)
     assert errors(result) == [
         ("unknown_key", "/instances/0/extra_arg"),
