@@ -193,7 +193,7 @@ def test_a_failing_install_is_shown_with_its_end_and_holds_only_its_instances(da
     daemon.edit(lambda d: entry(d, 1).update(environment="bad"))
     daemon.start().until_ready(0)
     daemon.until(lambda: daemon.instance(1)["conditions"][0]["reason"] == "install_failed")
-    install = daemon.get("/environments/bad/install")
+    install = daemon.get("/environments/bad/install")["install"]
     assert install["state"] == "failed"
     assert "the wheel is missing" in json.dumps(install["conditions"])
     before = daemon.pids()
