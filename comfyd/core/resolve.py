@@ -72,7 +72,8 @@ def resolve(
         cause = Condition("held", "bad_extra_args", f"EXTRA_ARGS: {report.issues[0].message}", report.issues[0].hint)
         processes = [p.model_copy(update={"held": p.held or cause}) for p in processes]
     processes += [_sidecar(one, setting, asked) for one in desired.services]
-    processes += [_broken(override, reason, setting) for override, reason in broken]
+    services = {one.key for one in desired.services}
+    processes += [_broken(one, reason, setting) for one, reason in broken if one.key not in services]
     used = {p.environment for p in processes if p.run} | set(asked.install)
     return ResolvedState(
         processes=tuple(sorted(processes, key=lambda p: p.key)),
