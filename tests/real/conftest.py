@@ -4,49 +4,95 @@ Without COMFYD_TEST_CACHE everything is made anew in a temporary folder (about t
 is kept in that folder, and a later run starts the environment that an earlier one installed.
 """
 
+import json
 import os
+import shlex
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.real.daemon import CHECKOUT, Daemon, RealComfyUI, free_port, until
+from tests.daemon import REPOSITORY, Daemon
+from tests.fake import free_port
 
 INSTALL_S = 900
+NAME = "comfyui-main"
 
 
-def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+class GaveUp(RuntimeError):
+    """The install or the start failed: waiting longer is useless."""
+
+
+@dataclass
+class RealComfyUI:
+    """The running instance: the daemon that keeps it and its entry of instances.json."""
+
+    daemon: Daemon
+    entry: dict[str, Any]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.entry['port']}"
+
+    def write_instances(self, **changed: Any) -> None:
+        """What an editor does: a new file renamed over the old one."""
+        replace_instances(self.daemon.root, {**self.entry, **changed})
+
+
+def replace_instances(root: Path, *entries: dict[str, Any]) -> None:
+    fresh = root / "instances.json.new"
+    fresh.write_text(json.dumps({"instances": entries}, indent=2))
+    fresh.replace(root / "instances.json")
+
+
+def make_real_root(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A root as `make demo-real` uses it, and the variables that its build script is told."""
     cache = os.environ.get("COMFYD_TEST_CACHE")
     root = Path(cache).absolute() / "real-root" if cache else tmp_path_factory.mktemp("real") / "root"
-    made = subprocess.run([CHECKOUT / "scripts/dev/real_root.sh", root], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stdout + made.stderr
-    return root
+    subprocess.run([REPOSITORY / "scripts/dev/real_root.sh", root], check=True)
+    told = dict(word.split("=", 1) for word in shlex.split((root / "build.env").read_text()))
+    return root, told
 
 
-def _ready(daemon: Daemon, name: str) -> bool:
-    status = daemon.get("/api/comfyui/status")
-    environment = next(e for e in status["environments"] if e["name"] == "comm")
-    broken = environment["install"]["state"] in {"failed", "conflict"}
-    assert not broken, f"{environment}\n{daemon.tail(daemon.root / 'workspace/logs/install_comm.log')}"
-    instance = daemon.instance(name)
-    log = daemon.root / "workspace/logs/comfyui_instance_0.log"
-    assert instance["state"] not in {"failed", "conflict", "backoff"}, f"{instance}\n{daemon.tail(log)}"
+def ready(daemon: Daemon) -> bool:
+    environment = daemon.get("/environments/comm")
+    if environment["install"]["state"] == "failed" or environment["state"] == "conflict":
+        raise GaveUp("\n".join([str(environment), *daemon.get("/environments/comm/install")["tail"]]))
+    instance = daemon.instance(NAME)
+    if instance["state"] in {"failed", "conflict", "backoff", "blocked"}:
+        raise GaveUp(json.dumps(instance, indent=1))
     return bool(instance["ready"])
+
+
+def wait_until_ready(daemon: Daemon) -> None:
+    """Asks once a second: the install needs the processors more than the test does."""
+    deadline = time.monotonic() + INSTALL_S
+    while not ready(daemon):
+        if time.monotonic() > deadline:
+            raise GaveUp(f"not ready within {INSTALL_S} s\n{daemon.output[-6000:]}")
+        time.sleep(1)
 
 
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealComfyUI]:
-    daemon = Daemon(_root(tmp_path_factory))
-    entry = {"id": 0, "port": free_port(), "name": "comfyui-main", "extra_args": "--cpu", "enabled": False}
-    daemon.write_instances(entry)
-    daemon.start()
+    root, told = make_real_root(tmp_path_factory)
+    entry = {"id": 0, "port": free_port(), "name": NAME, "extra_args": "--cpu", "enabled": False}
+    real = RealComfyUI(Daemon(root, **told), entry)
+    real.write_instances()
     try:
-        assert daemon.instance("comfyui-main")["state"] == "stopped"
+        real.daemon.start()
+        assert real.daemon.state(NAME) == "stopped"
         entry["enabled"] = True
-        daemon.write_instances(entry)
-        until("ComfyUI is installed and ready", lambda: _ready(daemon, "comfyui-main"), INSTALL_S, period_s=1)
-        yield RealComfyUI(daemon, entry)
+        real.write_instances()
+        wait_until_ready(real.daemon)
+        yield real
     finally:
-        if daemon.process is not None and daemon.process.poll() is None:
-            daemon.stop()
+        real.daemon.end_everything()
+        if "COMFYD_TEST_CACHE" not in os.environ:
+            for generation in (root / "workspace").glob(".ComfyUI-*"):
+                shutil.rmtree(generation)
