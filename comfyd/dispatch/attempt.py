@@ -145,6 +145,7 @@ class Attempt:
                 if error.sent:
                     return await self._ask_back(error)
             await self._pause(self._bench.pace.ask_s)
+        self.link.rest(self._bench.pace.unreachable_s)
         return put_back(f"instance {self._instance} could not be reached")
 
     async def _submit(self, graph: Any) -> Outcome | None:
@@ -175,6 +176,7 @@ class Attempt:
                 return None
             await self._pause(self._bench.pace.ask_s)
         await self._withdraw()
+        self.link.rest(self._bench.pace.unreachable_s)
         return put_back(f"instance {self._instance} did not take the prompt: {error.message}")
 
     async def _follow(self) -> Sighting:

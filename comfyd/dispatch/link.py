@@ -57,6 +57,7 @@ class Link:
         self._in_flight = 0
         self._device_errors = 0
         self._progress_mono: float | None = None
+        self._rest_until = 0.0
         self._scope = anyio.CancelScope()
 
     async def run(self) -> None:
@@ -90,6 +91,14 @@ class Link:
         self._in_flight -= 1
         self.listener.want(self._in_flight > 0)
         self._changed()
+
+    def rest(self, seconds: float) -> None:
+        """Offer no slots for a while: control calls it ready, but it takes no prompts."""
+        self._rest_until = self._mono() + seconds
+
+    @property
+    def resting_s(self) -> float:
+        return max(0.0, self._rest_until - self._mono())
 
     def watch(self, prompt_id: str, watcher: Watcher) -> None:
         self._watchers[prompt_id] = watcher

@@ -70,6 +70,10 @@ class Links:
                     del self._links[generation]
                     self.publish()
 
+    def resting(self) -> dict[str, float]:
+        """Generations that take no prompts although they are ready, and for how many seconds still."""
+        return {generation: link.resting_s for generation, link in self._links.items() if link.resting_s}
+
     def evidence(self) -> dict[str, Evidence]:
         """By key; of two runs of one key the one that lives."""
         found: dict[str, Evidence] = {}

@@ -41,7 +41,8 @@ log = get_logger(__name__)
 class Dispatcher:
     """`async with Dispatcher(...)`: from entering on it works; leaving drains, then releases or keeps the leases.
 
-    keep_leases: set when the instances are left running, so that the next daemon re-attaches.
+    keep_leases: set when the instances are left running, so that the next daemon re-attaches. hurry: set to end the
+    drain early.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Dispatcher:
         pace: Pace | None = None,
     ) -> None:
         self.keep_leases = settings.keep_instances
+        self.hurry = asyncio.Event()
         self._live, self._tasks, self._settings = live, tasks, settings
         self._clock, self._node_id, self._pace = clock, node_id, pace or Pace()
         self._bench = Bench(tasks, clock, settings.lease_s, paths.outputs, self._pace, self._show_progress)
@@ -86,7 +88,7 @@ class Dispatcher:
         try:
             if kind is None:
                 with anyio.move_on_after(self._settings.shutdown_drain_s):
-                    await self._drained()
+                    await self._drained_or_hurried()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._release()
@@ -102,6 +104,11 @@ class Dispatcher:
             with anyio.move_on_after(self._pace.release_s):
                 await self._drained()
         failpoint("leases_released")
+
+    async def _drained_or_hurried(self) -> None:
+        async with anyio.create_task_group() as group:
+            for wait in (self._drained, self.hurry.wait):
+                group.start_soon(_first, wait, group.cancel_scope)
 
     async def _drained(self) -> None:
         while self._attempts:
@@ -155,17 +162,16 @@ class Dispatcher:
         """Fill the free slots. Returns the seconds until a lease runs out, None if nothing has to be awaited."""
         if self._closed or not self._settings.dispatch:
             return None
-        room = self._free()
+        room, resting = self._free(), self._links.resting().values()
         if not room:
-            return None
+            return min(resting, default=None)
         with anyio.CancelScope(shield=True):  # what is claimed has to be run or released
             claims = await self._tasks.claim(room, self._settings.lease_s, self._clock())
             for claim in claims:
                 self._start(claim)
         left = await self._tasks.next_expiry(self._clock())
-        if left is None or claims:
-            return left
-        return left + 0.05 if left > 0 else 1.0
+        expiry = () if left is None else (left + 0.05 if left > 0 else 1.0,)
+        return min((*resting, *expiry), default=None)
 
     def _free(self, leaving: Link | None = None) -> list[Slot]:
         evidence = self._links.evidence()
@@ -174,7 +180,9 @@ class Dispatcher:
             if seen is None or seen.generation != leaving.slot.generation:
                 return []
             evidence[seen.key] = seen.model_copy(update={"in_flight": seen.in_flight - 1})
-        return free_slots(self._live.resolved.get(), self._live.observed.get(), evidence, MAX_IN_FLIGHT)
+        resting = self._links.resting()
+        slots = free_slots(self._live.resolved.get(), self._live.observed.get(), evidence, MAX_IN_FLIGHT)
+        return [slot for slot in slots if slot.generation not in resting]
 
     def _start(self, claim: Claim, *, recovered: bool = False) -> None:
         if claim.slot is None:
@@ -284,3 +292,8 @@ class Dispatcher:
         else:
             frames[task_id] = frame
         self._live.progress.set(frames)
+
+
+async def _first(wait: Callable[[], Awaitable[Any]], scope: anyio.CancelScope) -> None:
+    await wait()
+    scope.cancel()

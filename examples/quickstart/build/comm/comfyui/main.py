@@ -19,6 +19,7 @@ FAKE_COMFYUI_DROP_WS=N             cut every websocket after N frames
 FAKE_COMFYUI_LOSE_HISTORY=1        remember no finished prompt
 FAKE_COMFYUI_IGNORE_PROMPT_ID=1    choose the prompt id itself
 FAKE_COMFYUI_SILENT_PROMPT=N       queue the Nth POST /prompt but never answer it
+FAKE_COMFYUI_DROP_PROMPT=N         neither queue nor answer the Nth POST /prompt
 FAKE_COMFYUI_JOURNAL=FILE          append one JSON line per accepted and per executed prompt (also GET /fake/journal)
 """
 
@@ -529,11 +530,13 @@ class App:
         extra = dict(body.get("extra_data") or {})
         if "client_id" in body:
             extra["client_id"] = body["client_id"]
+        self.posts += 1
+        if quirk("DROP_PROMPT") == str(self.posts):
+            await asyncio.Event().wait()
         self.note("accepted", prompt_id)
         heapq.heappush(self.pending, [number, prompt_id, body["prompt"], extra, targets])
         self.queue_changed()
-        self.posts += 1
-        if quirk("SILENT_PROMPT") and self.posts == int(quirk("SILENT_PROMPT")):
+        if quirk("SILENT_PROMPT") == str(self.posts):
             await asyncio.Event().wait()
         return {"prompt_id": prompt_id, "number": number, "node_errors": node_errors}
 
