@@ -6,6 +6,7 @@ Must not: choose where a file goes or which token it needs. Folders are opened w
 
 import errno
 import random
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -202,7 +203,9 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
 
 
 def _name_of(response: aiohttp.ClientResponse) -> str | None:
-    given = response.content_disposition
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        given = response.content_disposition
     return (given.filename if given else None) or response.url.name or None
 
 
@@ -246,10 +249,20 @@ async def _body(transfer: Transfer, part: Part, response: aiohttp.ClientResponse
             progress(part.size, part.total)
             if transfer.speed:
                 await anyio.sleep(max(0.0, came / transfer.speed - (mono() - begun)))
+    except aiohttp.ClientError:
+        buffer += _rest(response.content)
+        raise
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(part.write, bytes(buffer))
+    _check_max(transfer, part.size)
     progress(part.size, part.total)
+
+
+def _rest(content: aiohttp.StreamReader) -> bytes:
+    """What came before the connection broke: a reader with an error set gives out nothing, however much it holds."""
+    content.set_exception(None)  # type: ignore[arg-type]
+    return content.read_nowait()
 
 
 async def _install(transfer: Transfer, part: Part, name: str | None) -> Downloaded:

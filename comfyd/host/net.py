@@ -4,6 +4,7 @@ Owns: the address guard, redirects (at most 3, each checked again) and that secr
 Must not: write files or know what is fetched.
 """
 
+import errno
 import ipaddress
 import re
 import socket
@@ -89,7 +90,10 @@ def _is_number(host: str) -> bool:
 
 def shown(url: URL | str) -> str:
     """A URL without user, password, query and fragment: what may be logged."""
-    url = URL(url)
+    try:
+        url = URL(url)
+    except ValueError:
+        return "(not a valid URL)"
     return str(url.with_user(None).with_query(None).with_fragment(None)) if url.host else str(url.with_query(None))
 
 
@@ -97,7 +101,8 @@ def guarded_socket(addr_info: Any) -> socket.socket:
     """The connector's socket factory: the address that was resolved is the one that is checked and connected to."""
     family, kind, proto, _, address = addr_info
     if not is_public(str(address[0])):
-        raise ForbiddenAddress(f"{address[0]} {NOT_PUBLIC}; COMFYD_ALLOW_PRIVATE_URLS=true permits it")
+        why = f"{address[0]} {NOT_PUBLIC}; COMFYD_ALLOW_PRIVATE_URLS=true permits it"
+        raise ForbiddenAddress(errno.EACCES, why)
     return socket.socket(family, kind, proto)
 
 
