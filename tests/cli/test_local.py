@@ -172,7 +172,7 @@ def test_a_dry_run_shows_the_rewrite_and_writes_nothing(tmp_path: Path) -> None:
     ("variable", "value", "message"),
     [
         ("COMFYD_PORT", "eighty", "COMFYD_PORT="),
-        ("COMFYD_PROT", "1", "did you mean COMFYD_PORT?"),
+        ("COMFYD_HSOT", "1", "did you mean COMFYD_HOST?"),
         ("COMFYD_HOST", "0.0.0.0", "only loopback"),
         ("DISABLE_AUTOLAUNCH", "maybe", "DISABLE_AUTOLAUNCH="),
     ],

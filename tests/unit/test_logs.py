@@ -1,0 +1,96 @@
+"""Log records: JSON lines in the file, secrets masked, control characters escaped, long values cut."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyd.logs import MAX_VALUE
+
+PROGRAM = """
+import logging, sys
+from pathlib import Path
+from comfyd.logs import configure, get_logger
+configure("INFO", sys.argv[1], Path(sys.argv[2]) if sys.argv[2] else None)
+log = get_logger("comfyd.test")
+exec(sys.stdin.read())
+"""
+
+
+def logged(body: str, fmt: str = "json", file: Path | None = None) -> str:
+    """What a process that logs `body` writes to stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, fmt, str(file or "")], input=body, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def record(body: str) -> dict[str, Any]:
+    lines = logged(body).splitlines()
+    assert len(lines) == 1, lines
+    found: dict[str, Any] = json.loads(lines[0])
+    return found
+
+
+def test_a_record_has_event_level_logger_time_and_keys() -> None:
+    found = record("log.info('instance ready', instance='comfyui/0', port=3001)")
+    assert found.pop("timestamp").endswith("Z")
+    assert found == {
+        "event": "instance ready", "level": "info", "logger": "comfyd.test", "instance": "comfyui/0", "port": 3001,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key", ["token", "HF_TOKEN", "api_key", "apikey", "Authorization", "password", "client_secret"]
+)
+def test_secrets_are_masked_by_their_key(key: str) -> None:
+    found = record(f"log.info('x', **{{{key!r}: 's3cret'}})")
+    assert found[key] == "***"
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"), [("a\x1b[2Jb", "a\\x1b[2Jb"), ("a\rb", "a\\x0db"), ("a\u2028b", "a\\x2028b")]
+)
+def test_control_characters_cannot_forge_a_line(raw: str, shown: str) -> None:
+    assert record(f"log.info('x', name={raw!r})")["name"] == shown
+
+
+def test_long_values_are_cut() -> None:
+    assert len(record("log.info('x', value='y' * 1_000_000)")["value"]) == MAX_VALUE + 1
+
+
+def test_records_of_libraries_have_the_same_shape() -> None:
+    found = record("logging.getLogger('aiohttp.server').warning('odd %s', 'thing')")
+    assert (found["event"], found["level"], found["logger"]) == ("odd thing", "warning", "aiohttp.server")
+
+
+def test_the_level_holds() -> None:
+    assert (
+        logged("log.debug('no'); logging.getLogger('x').debug('no'); logging.getLogger('aiohttp.access').info('no')")
+        == ""
+    )
+
+
+def test_an_exception_carries_its_traceback_in_one_line() -> None:
+    found = record("try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed')")
+    assert "ZeroDivisionError" in found["exception"]
+
+
+def test_the_file_gets_json_lines_by_append_whatever_stderr_shows(tmp_path: Path) -> None:
+    file = tmp_path / "new/comfyd.log"
+    text = logged("log.info('eins', name='主要')", "console", file)
+    logged("log.info('zwei')", "console", file)
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [line["event"] for line in lines] == ["eins", "zwei"]
+    assert lines[0]["name"] == "主要"
+    assert "eins" in text
+    assert not text.startswith("{")
+    assert "\x1b" not in text
+
+
+def test_auto_is_json_where_stderr_is_no_terminal() -> None:
+    assert json.loads(logged("log.info('x')", "auto"))["event"] == "x"
