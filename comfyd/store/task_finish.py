@@ -112,7 +112,8 @@ def _end(
     state, message = ending or (outcome.state, outcome.message)
     attempts, losses = budgets or (row["attempts"], row["infra_losses"])
     output = None if outcome.output is None else dump(outcome.output)
-    tokens = (row["token"], None, None) if lost else (row["lost_token"], *_done(row, outcome))
+    kept = (row["token"] or row["lost_token"], row["done_token"], row["done_digest"])
+    tokens = kept if lost else (row["lost_token"], *_done(row, outcome))
     tx.db.execute(
         _END,
         (

@@ -204,8 +204,8 @@ def extend(tx: Transaction, row: sqlite3.Row, to: TaskState, term: Term, clock: 
 def recover(tx: Transaction, node_id: str, terms: Callable[[], Term], clock: Clock) -> list[tuple[sqlite3.Row, Term]]:
     """Re-token this node's prompts, also those whose lease ran out while the daemon was away."""
     held = tx.db.execute(
-        f"SELECT {ALL} FROM task INDEXED BY task_held WHERE token IS NOT NULL AND node_id = ? AND prompt_id IS NOT NULL "
-        "AND state IN ('PROCESSING', 'PENDING') ORDER BY rank, seq",
+        f"SELECT {ALL} FROM task INDEXED BY task_held WHERE token IS NOT NULL AND node_id = ? "
+        "AND prompt_id IS NOT NULL AND state IN ('PROCESSING', 'PENDING') ORDER BY rank, seq",
         (node_id,),
     ).fetchall()
     found = []

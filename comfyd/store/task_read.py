@@ -8,7 +8,7 @@ from comfyd.model.task import Task, TaskFilter, TaskPage, TaskState, TaskStats
 from comfyd.store.ledger import Transaction
 from comfyd.store.task_rows import SHOWN, not_found, task_of
 
-_LOAD = "SELECT target_port, count(*) FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono IS NOT NULL GROUP BY target_port"
+_LEASED = "FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono IS NOT NULL"
 _CLEARED = "state NOT IN ('FETCHED', 'PROCESSING')"
 
 
@@ -77,14 +77,16 @@ def stats(db: sqlite3.Connection) -> TaskStats:
 
 
 def load(db: sqlite3.Connection) -> Mapping[int, int]:
-    return {port: n for port, n in db.execute(_LOAD) if port is not None}
+    return {
+        port: n
+        for port, n in db.execute(f"SELECT target_port, count(*) {_LEASED} GROUP BY target_port")
+        if port is not None
+    }
 
 
 def next_expiry(db: sqlite3.Connection) -> float | None:
     """Boot-time seconds at which the next lease runs out."""
-    row = db.execute(
-        "SELECT min(lease_mono) FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono IS NOT NULL"
-    ).fetchone()
+    row = db.execute(f"SELECT min(lease_mono) {_LEASED}").fetchone()
     return None if row[0] is None else float(row[0])
 
 

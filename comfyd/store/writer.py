@@ -88,6 +88,7 @@ class Writer:
             self._closing = True
             self._queue.put(None)
         await asyncio.shield(self._ended)
+        self._thread.join()  # it has only to return
 
     def write(
         self,
