@@ -4,6 +4,7 @@ Owns: what is in flight on it and what its events say. Must not: claim, finish, 
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,7 +152,8 @@ def output_roots(process: DesiredProcess, paths: Paths) -> dict[str, Path]:
     output = _flag(argv, "--output-directory") or data / "output" / process.output
     temp = _flag(argv, "--temp-directory")
     found = {"output": output, **({"temp": temp / "temp"} if temp else {})}
-    return {kind: root for kind, root in found.items() if root.is_relative_to(paths.data_dir)}
+    plain = {kind: Path(os.path.normpath(root)) for kind, root in found.items()}
+    return {kind: root for kind, root in plain.items() if root.is_relative_to(paths.data_dir)}
 
 
 def _flag(argv: list[str], flag: str) -> Path | None:

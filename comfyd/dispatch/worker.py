@@ -186,11 +186,15 @@ class Dispatcher:
 
     def _start(self, claim: Claim, *, recovered: bool = False) -> None:
         if claim.slot is None:
-            self._group.start_soon(self._finish, claim.lease, put_back("its instance is not there any more"), [])
+            self._group.start_soon(self._hand_back, claim.lease)
             return
         link = self._links.open(claim.slot, self._session, self._group)
         self._enter(attempt := Attempt(claim, link, self._bench, recovered=recovered))
         self._group.start_soon(self._run_attempts, attempt)
+
+    async def _hand_back(self, lease: Lease) -> None:
+        await self._finish(lease, put_back("its instance is not there any more"), [])
+        self._kick.set()
 
     # running
     def _enter(self, attempt: Attempt) -> None:

@@ -19,6 +19,7 @@ from comfyd.model.process import DesiredEnvironment, DesiredProcess, ProcessSpec
 from comfyd.model.task import NewTask, Task, TaskState
 from comfyd.settings import Settings
 from comfyd.store.open import Stores, open_stores
+from tests import fake
 from tests.fake import Fake, eventually
 from tests.graphs import Graph
 
@@ -43,6 +44,21 @@ COMM = EnvironmentSpec(name="comm", workflows=("w",))
 
 def now() -> Now:
     return Now(clock.mono(), clock.wall())
+
+
+class Fakes:
+    """Makes stand-ins below `root`'s data folder, each with a journal."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.made: list[Fake] = []
+
+    def __call__(self, name: str = "one", **quirks: str) -> Fake:
+        folder = self.root / "workspace/data/comm" / name
+        folder.mkdir(parents=True)
+        made = fake.spawn(folder, JOURNAL=str(folder / "journal"), **quirks)
+        self.made.append(made)
+        return made.wait_ready()
 
 
 @dataclass

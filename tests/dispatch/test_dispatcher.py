@@ -3,7 +3,6 @@
 import asyncio
 import os
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,11 @@ import pytest
 from comfyd.model.desired import EnvironmentSpec
 from comfyd.model.observed import Phase
 from comfyd.model.task import TaskState
-from tests import fake
-from tests.dispatch.rig import PACE, journal, now, rig
-from tests.fake import Fake, eventually
+from tests.dispatch.rig import PACE, Fakes, journal, now, rig
+from tests.fake import eventually
 from tests.graphs import fresh, invert, node, pixels, sleep
 
 pytestmark = pytest.mark.asyncio
-
-
-class Fakes:
-    """Makes stand-ins below the test's data folder and ends them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.made: list[Fake] = []
-
-    def __call__(self, name: str = "one", **quirks: str) -> Fake:
-        folder = self.root / "workspace/data/comm" / name
-        folder.mkdir(parents=True)
-        made = fake.spawn(folder, JOURNAL=str(folder / "journal"), **quirks)
-        self.made.append(made)
-        return made.wait_ready()
-
-
-@pytest.fixture
-def fakes(tmp_path: Path) -> Iterator[Fakes]:
-    made = Fakes(tmp_path)
-    yield made
-    for one in made.made:
-        one.kill()
 
 
 @pytest.mark.parametrize("generation", ["legacy", "new"])
