@@ -91,7 +91,7 @@ def _plan_environment(draft: _Draft, wish: DesiredEnvironment) -> None:
         if draft.now.mono < again:
             wait = f"install failed {seen.failures} times, next try in {again - draft.now.mono:.0f} s"
             draft.hold(key, Condition("backoff", "install_failed", wait), again)
-        return
+            return
     reason = "not installed"
     if seen.installed:
         reason = "models changed" if current else "build scripts, nodes or fixes changed"
