@@ -160,11 +160,11 @@ class Installer:
                 await self._finished(name, record)
 
     async def _finished(self, name: str, record: InstallRecord | None) -> None:
+        self._signatures[name] = await anyio.to_thread.run_sync(signature, self._paths, name)
         look = partial(observe, self._paths, name, skip_models=self._settings.skip_model_download)
         seen = await anyio.to_thread.run_sync(look)
         if record is not None and record.state == "conflict" and not seen.installed:
             seen = seen.model_copy(update={"state": "conflict"})
-        self._signatures[name] = await anyio.to_thread.run_sync(signature, self._paths, name)
         self._running.discard(name)
         self._publish(seen)
         reason = seen.condition.message if seen.condition else ""
