@@ -3,15 +3,16 @@
 Both are gathered in memory while operations run and written once, just before COMMIT. Runs on the writer thread.
 """
 
+import json
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from comfyd.model.task import Event
 
-__all__ = ["Ledger", "Transaction", "dump", "from_json"]
+__all__ = ["Ledger", "Transaction", "dump", "from_json", "storable"]
 
 _INSERT_EVENT = "INSERT INTO event (seq, at, type, subject, data) VALUES (?, ?, ?, ?, ?)"
 _ADD_TALLY = (
@@ -21,8 +22,19 @@ _ADD_TALLY = (
 
 
 def dump(value: Any) -> str:
-    """JSON text of plain data. Several times faster than the json module, which shows in every create."""
-    return to_json(value).decode()
+    """JSON text of plain data. Several times faster than the json module, which shows in every create.
+
+    A lone surrogate (from a file name or a broken log) becomes `?`: no result is lost for it.
+    """
+    try:
+        return to_json(value).decode()
+    except (PydanticSerializationError, UnicodeEncodeError):
+        return storable(json.dumps(value, ensure_ascii=False))
+
+
+def storable(text: str) -> str:
+    """Text that a database takes, whatever it came from."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class Ledger:

@@ -70,7 +70,8 @@ class TaskStore(Protocol):
 
     async def enqueue(self, new: NewTask, now: Now) -> tuple[Task, bool]:
         """Store a task; (task, True). Same idempotency key and body_digest: (that task, False); other digest:
-        idempotency_mismatch. rank = max(now in us, highest rank of (user_id, priority)) + rank_cost."""
+        idempotency_mismatch. rank = max(now in us, highest rank of unfinished tasks of (user_id,
+        priority)) + rank_cost."""
         ...
 
     async def get(self, task_id: str) -> Task:

@@ -3,7 +3,7 @@
 import sqlite3
 
 from comfyd.model.task import TERMINAL, TRANSITIONS, ExternalUpdate, Outcome, TaskState
-from comfyd.store.ledger import Transaction
+from comfyd.store.ledger import Transaction, storable
 from comfyd.store.task_finish import Late, refuse, settle
 from comfyd.store.task_queue import extend
 from comfyd.store.task_rows import Clock, Term, digest, find, illegal, stale
@@ -15,6 +15,8 @@ def update(tx: Transaction, change: ExternalUpdate, term: Term, clock: Clock) ->
     Handing back is charged only if the work had begun. Raises task_not_found, stale_lease, illegal_transition.
     """
     row = find(tx.db, change.task_id)
+    if change.task_message is not None and not change.task_message.isascii():
+        change = change.model_copy(update={"task_message": storable(change.task_message)})
     outcome = _outcome(row, change)
     if not _holds(row, change):
         return _not_held(tx, row, change, outcome, clock)

@@ -4,7 +4,7 @@ import sqlite3
 from typing import Final
 
 from comfyd.model.task import TERMINAL, Outcome, TaskState
-from comfyd.store.ledger import Transaction, dump
+from comfyd.store.ledger import Transaction, dump, storable
 from comfyd.store.task_rows import Clock, digest, find, illegal, moved, stale
 
 MAX_INFRA_LOSSES: Final = 10
@@ -35,6 +35,7 @@ class Late:
 
 def finish(tx: Transaction, task_id: str, token: str, outcome: Outcome, clock: Clock) -> Late | None:
     """Apply `outcome` if `token` is the current one; do nothing if this very report was applied before."""
+    outcome = storable_outcome(outcome)
     row = find(tx.db, task_id)
     if outcome.state not in TERMINAL and outcome.state is not TaskState.PENDING:
         raise illegal(task_id, row["state"], outcome.state)
@@ -44,6 +45,12 @@ def finish(tx: Transaction, task_id: str, token: str, outcome: Outcome, clock: C
     if row["done_token"] == token and row["done_digest"] == digest(outcome):
         return None
     return refuse(tx, row, token, outcome, clock)
+
+
+def storable_outcome(outcome: Outcome) -> Outcome:
+    if outcome.message is None or outcome.message.isascii():
+        return outcome
+    return outcome.model_copy(update={"message": storable(outcome.message)})
 
 
 def refuse(tx: Transaction, row: sqlite3.Row, token: str | None, outcome: Outcome, clock: Clock) -> Late:

@@ -16,7 +16,7 @@ INSERT INTO task (task_id, workflow_name, environment, state, priority, user_id,
     callback_url, idempotency_key, body_digest)
 VALUES (:task_id, :workflow_name, :environment, 'PENDING', :priority, :user_id,
     max(:now_us, coalesce((SELECT max(rank) FROM task INDEXED BY task_lane
-        WHERE state = 'PENDING' AND user_id IS :user_id AND priority = :priority), 0)) + :rank_cost,
+        WHERE finished_at IS NULL AND user_id IS :user_id AND priority = :priority), 0)) + :rank_cost,
     :max_attempts, :created_at, :callback_url, :idempotency_key, :body_digest)
 RETURNING seq, rank
 """

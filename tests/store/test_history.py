@@ -20,9 +20,12 @@ OUTCOMES = (DONE, BROKEN, TRY_AGAIN, LOST)
 
 @dataclass
 class Row:
-    """What the model knows of a task. held: the current token, kept after expiry until someone else is granted it."""
+    """What the model knows of a task.
 
-    number: int
+    place: rank and number. held: the current token, kept after expiry until someone else is granted it.
+    """
+
+    place: tuple[int, int]
     max_attempts: int
     state: TaskState = S.PENDING
     attempts: int = 0
@@ -58,7 +61,7 @@ class Model:
 
     def claim(self, slots: int) -> list[str]:
         self.sweep()
-        queued = sorted((r.number, task_id) for task_id, r in self.rows.items() if r.state is S.PENDING)
+        queued = sorted((r.place, task_id) for task_id, r in self.rows.items() if r.state is S.PENDING)
         return [task_id for _, task_id in queued[:slots]]
 
     def grant(self, task_id: str, token: str) -> None:
@@ -123,7 +126,7 @@ class Run:
     async def create(self, stores: Stores) -> None:
         most = self.rng.randint(1, 3)
         task, _ = await stores.tasks.enqueue(new(max_attempts=most), self.engine.now())
-        self.model.rows[task.task_id] = Row(len(self.model.rows), most)
+        self.model.rows[task.task_id] = Row((task.rank, len(self.model.rows)), most)
 
     async def claim(self, stores: Stores) -> None:
         slots = [slot(n) for n in range(self.rng.randint(0, 3))]

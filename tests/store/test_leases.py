@@ -368,3 +368,16 @@ async def test_a_task_lost_by_one_environment_is_not_taken_for_another(engine: S
         await engine.pass_time(LEASE_S)
         assert await stores.tasks.claim([slot(0, "comm")], LEASE_S, engine.now()) == ()
         assert (await stores.tasks.get(task.task_id)).status is TaskState.PENDING
+
+
+async def test_a_result_is_kept_whatever_its_texts_hold(engine: SqliteEngine) -> None:
+    odd = "\udce9 caf\u00e9 \x00 \u2028"
+    async with engine.open() as stores:
+        for state in (TaskState.FAILED, TaskState.COMPLETED):
+            await enqueue(stores, engine)
+            claim = await claim_one(stores, engine)
+            outcome = Outcome(state=state, message=odd, output={"text": [odd, float("inf")]})
+            task = await stores.tasks.finish(claim.lease, outcome, engine.now())
+            assert task.task_message == odd.replace("\udce9", "?")
+            assert task.output_data == {"text": [odd.replace("\udce9", "?"), float("inf")]}
+            assert await stores.tasks.finish(claim.lease, outcome, engine.now()) == task

@@ -3,7 +3,8 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from comfyd import failpoint
 from comfyd.errors import StoreError
 from comfyd.model.task import TaskFilter, TaskState
 from comfyd.store.ledger import Transaction
+from comfyd.store.open import Stores
 from tests.store.engines import DONE, LEASE_S, SqliteEngine, claim_one, enqueue, new, slot
 
 pytestmark = pytest.mark.asyncio
@@ -36,6 +38,23 @@ def put(key: str) -> "object":
     return run
 
 
+@asynccontextmanager
+async def busy(stores: Stores) -> AsyncIterator[None]:
+    """Keep the writer in one operation, so that what is queued meanwhile becomes one batch."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection) -> None:
+        entered.set()
+        leave.wait(20)
+
+    holding = stores.writer.read(hold)
+    assert await asyncio.to_thread(entered.wait, 20)
+    yield
+    await asyncio.sleep(0)
+    leave.set()
+    await holding
+
+
 def break_the_commit(tx: Transaction) -> None:
     """Something that only COMMIT notices."""
     tx.db.execute("PRAGMA defer_foreign_keys = ON")
@@ -45,8 +64,10 @@ def break_the_commit(tx: Transaction) -> None:
 async def test_what_gathers_shares_a_commit(sqlite: SqliteEngine) -> None:
     async with sqlite.open() as stores:
         before = stores.writer.commits
-        await asyncio.gather(*(stores.tasks.enqueue(new(), sqlite.now()) for _ in range(300)))
-        assert stores.writer.commits - before <= 10
+        async with busy(stores):
+            creates = [asyncio.ensure_future(stores.tasks.enqueue(new(), sqlite.now())) for _ in range(300)]
+        await asyncio.gather(*creates)
+        assert stores.writer.commits - before == 1
         assert (await stores.tasks.stats()).pending == 300
 
 
@@ -65,12 +86,14 @@ async def test_an_operation_that_fails_takes_only_itself_back(sqlite: SqliteEngi
 
     async with sqlite.open() as stores:
         before = stores.writer.commits
-        calls = [stores.writer.write(run) for run in (put("a"), half, put("b"), put("a"), put("c"))]  # type: ignore[arg-type]
+        async with busy(stores):
+            runs = (put("a"), half, put("b"), put("a"), put("c"))
+            calls = [stores.writer.write(run) for run in runs]  # type: ignore[arg-type]
         a, failed, b, twice, c = await asyncio.gather(*calls, return_exceptions=True)
         assert (a, b, c) == ("a", "b", "c")
         assert isinstance(failed, ValueError)
         assert isinstance(twice, sqlite3.IntegrityError)
-        assert stores.writer.commits - before <= 2
+        assert stores.writer.commits - before == 1
         assert list(await stores.node.facts()) == ["a", "b", "c"]
         assert await stores.node.events(0) == ()
 
@@ -78,15 +101,10 @@ async def test_an_operation_that_fails_takes_only_itself_back(sqlite: SqliteEngi
 async def test_a_failed_commit_fails_everyone_and_the_next_goes_through(sqlite: SqliteEngine) -> None:
     async with sqlite.open() as stores:
         await enqueue(stores, sqlite)
-        gate = threading.Event()
-        holding = stores.writer.read(lambda _: gate.wait(10))
-        calls = [stores.writer.write(put("a")), stores.writer.write(break_the_commit)]  # type: ignore[arg-type]
-        calls += [stores.writer.write(put("b"))]  # type: ignore[arg-type]
-        create = asyncio.ensure_future(stores.tasks.enqueue(new(), sqlite.now()))
-        await asyncio.sleep(0)
-        gate.set()
+        async with busy(stores):
+            calls = [stores.writer.write(run) for run in (put("a"), break_the_commit, put("b"))]  # type: ignore[arg-type]
+            create = asyncio.ensure_future(stores.tasks.enqueue(new(), sqlite.now()))
         results = await asyncio.gather(*calls, create, return_exceptions=True)
-        await holding
         assert [type(result) for result in results] == [StoreError] * 4
         assert all(result.code == "store_unavailable" and result.retryable for result in results)  # type: ignore[union-attr]
         assert await stores.node.facts() == {}
@@ -115,15 +133,12 @@ async def test_a_full_database_is_named_and_recovers(sqlite: SqliteEngine) -> No
 
 async def test_a_cancelled_callers_operation_is_still_stored(sqlite: SqliteEngine) -> None:
     async with sqlite.open() as stores:
-        gate = threading.Event()
-        holding = stores.writer.read(lambda _: gate.wait(10))
-        caller = asyncio.create_task(stores.node.put_fact("kept", {}))
-        await asyncio.sleep(0)
-        caller.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await caller
-        gate.set()
-        await holding
+        async with busy(stores):
+            caller = asyncio.create_task(stores.node.put_fact("kept", {}))
+            await asyncio.sleep(0)
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
         assert list(await stores.node.facts()) == ["kept"]
 
 

@@ -65,7 +65,7 @@ CREATE TABLE task (
 
 CREATE INDEX task_queue ON task (environment, rank) WHERE state = 'PENDING';
 CREATE INDEX task_workflow_queue ON task (workflow_name, rank) WHERE state = 'PENDING';
-CREATE INDEX task_lane ON task (user_id, priority, rank) WHERE state = 'PENDING';
+CREATE INDEX task_lane ON task (user_id, priority, rank) WHERE finished_at IS NULL;
 CREATE INDEX task_held ON task (lease_mono) WHERE token IS NOT NULL;
 CREATE UNIQUE INDEX task_idempotency ON task (idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX task_state ON task (state);
