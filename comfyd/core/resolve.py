@@ -4,6 +4,7 @@ Owns: which override counts, what runs by itself, what is held whatever the obse
 Must not: look at what runs (plan does) or know how a command line is made (resolve_process does).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -66,7 +67,9 @@ def resolve(
     auto = autolaunch(desired, variables)
     wishes = [_with_run(wish, asked.run.get(wish.spec.key), auto) for wish in wishes]
     wishes = [_with_conflict(wish, wishes) for wish in wishes]
-    setting = Setting(desired.settings, variables, facts, extra, _first_of(wishes))
+    setting = Setting(
+        desired.settings, variables, facts, extra, _first_of(wishes), Counter(i.environment for i in desired.instances)
+    )
     processes = [_instance(wish, desired, setting, asked) for wish in wishes]
     if report.failed:
         cause = Condition("held", "bad_extra_args", f"EXTRA_ARGS: {report.issues[0].message}", report.issues[0].hint)
@@ -195,7 +198,7 @@ def _first_of(wishes: Iterable[_Wish]) -> dict[str, int]:
 def _instance(wish: _Wish, desired: DesiredState, setting: Setting, asked: _Overrides) -> DesiredProcess:
     spec = wish.spec
     environment = desired.environment(spec.environment)
-    output = _output(spec, desired, setting.facts)
+    output = _output(wish, setting)
     grace_given = "drain_timeout_s" in spec.model_fields_set
     return DesiredProcess(
         key=spec.key,
@@ -216,13 +219,14 @@ def _instance(wish: _Wish, desired: DesiredState, setting: Setting, asked: _Over
     )
 
 
-def _output(spec: InstanceSpec, desired: DesiredState, facts: MachineFacts) -> str:
+def _output(wish: _Wish, setting: Setting) -> str:
     """Recorded at the first start and never computed again; until then it depends on siblings in the file."""
-    recorded = facts.outputs.get(spec.key)
+    spec, file = wish.spec, wish.file
+    recorded = setting.facts.outputs.get(spec.key)
     if recorded is not None:
         return recorded
-    siblings = [i for i in desired.instances if i.environment == spec.environment and i.id != spec.id]
-    return str(spec.id) if siblings else ""
+    itself = file is not None and file.environment == spec.environment
+    return str(spec.id) if setting.in_file.get(spec.environment, 0) > itself else ""
 
 
 def _environment_hold(spec: InstanceSpec, environment: EnvironmentSpec | None) -> Condition | None:

@@ -22,6 +22,7 @@ class Setting:
     """What all processes of one resolve() share. extra: EXTRA_ARGS, split and checked.
 
     first_of: environment -> lowest instance id, whose log is named after a service environment.
+    in_file: environment -> how many instances of instances.json it has.
     """
 
     settings: GlobalSettings
@@ -29,6 +30,7 @@ class Setting:
     facts: MachineFacts
     extra: Arguments
     first_of: Mapping[str, int]
+    in_file: Mapping[str, int]
 
     @property
     def shared_args(self) -> tuple[str, ...]:

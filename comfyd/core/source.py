@@ -83,6 +83,12 @@ def quoted(value: Any) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
+def _shown(word: str) -> str:
+    """Part of the text for a message; letters that look like others, or like nothing, are named."""
+    plain = word.isascii() and word.isprintable()
+    return word[:40] if plain else f"{word[:40]!r} (U+{ord(word[0]):04X})"
+
+
 def parse_source(data: bytes) -> Document:
     """Read one file. Never raises: everything wrong is in `flaws`, in the order of the text."""
     try:
@@ -249,13 +255,13 @@ class _Reader:
         match = _NUMBER.fullmatch(word)
         if match is None or len(word) > MAX_NUMBER:
             what = "not allowed" if word in _NOT_FINITE else "not a number in JSON"
-            self.note("invalid_number", f"{word[:40]} is {what}", start, path)
+            self.note("invalid_number", f"{_shown(word)} is {what}", start, path)
             return None
         if match.group(1) is None and match.group(2) is None:
             return int(word)
         value = float(word)
         if not math.isfinite(value):
-            self.note("invalid_number", f"{word[:40]} is too large", start, path)
+            self.note("invalid_number", f"{_shown(word)} is too large", start, path)
             return None
         return value
 
@@ -265,4 +271,4 @@ class _Reader:
         found = match.group() if match else self.text[self.pos : self.pos + 1]
         if not found:
             return "the end of the file"
-        return found[:40] if found.isascii() and found.isprintable() else f"{found[:40]!r} (U+{ord(found[0]):04X})"
+        return _shown(found)

@@ -59,6 +59,7 @@ def test_every_strict_prefix_is_an_error_or_lacks_only_trailing_space(value: Any
 @given(st.binary(max_size=60))
 @example(b"\xef\xbb")
 @example(b"\xef\xbb\xbf\xff")
+@example(b"+\0")
 @example(b"[" * 5000)
 @example(b'{"a":' * 200)
 def test_never_raises_and_places_flaws_inside_the_text(data: bytes) -> None:
