@@ -1,7 +1,7 @@
 """What all verbs share: how they are declared, the common options, and errors becoming exit codes.
 
 argparse and not typer: typer's parameters import pydantic, which makes a verb start in 17 times the time of a bare
-interpreter; this takes 5 (docs/decisions).
+interpreter; this takes 7 (docs/decisions/0010-argparse.md).
 """
 
 import argparse
