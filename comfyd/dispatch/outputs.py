@@ -21,6 +21,9 @@ from comfyd.host.files import fsync_dir
 
 _TYPES = ("output", "temp", "input")
 _UNSAFE = re.compile(r"[^\w.-]+")
+Planned = tuple[tuple[str, ...], Path]
+"""Path components below a root, and where the file is stored."""
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -51,27 +54,40 @@ async def store_outputs(
     """
     if not files:
         return []
-    await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-    stored = []
-    for number, file in enumerate(files):
-        parts = checked_parts(file)
-        target = folder / stored_name(number, file.filename)
-        root = roots.get(file.type)
-        if root is None or not await asyncio.to_thread(link_below, root, parts, target):
-            await _download(client, file, target)
-        size = (await asyncio.to_thread(target.stat)).st_size
-        stored.append(
-            {
-                "filename": file.filename,
-                "subfolder": file.subfolder,
-                "type": file.type,
-                "node": file.node,
-                "path_name": target.name,
-                "size": size,
-            }
-        )
-    await asyncio.to_thread(fsync_dir, folder)
-    return stored
+    planned = [(checked_parts(file), folder / stored_name(n, file.filename)) for n, file in enumerate(files)]
+    missing = await asyncio.to_thread(_link_all, files, planned, folder, roots)
+    for n in missing:
+        await _download(client, files[n], planned[n][1])
+    sizes = await asyncio.to_thread(_settle, folder, [target for _, target in planned])
+    return [
+        {
+            "filename": file.filename,
+            "subfolder": file.subfolder,
+            "type": file.type,
+            "node": file.node,
+            "path_name": target.name,
+            "size": size,
+        }
+        for file, (_, target), size in zip(files, planned, sizes, strict=True)
+    ]
+
+
+def _link_all(
+    files: Sequence[OutputFile], planned: Sequence[Planned], folder: Path, roots: Mapping[str, Path]
+) -> list[int]:
+    """Link what lies on this host; returns the positions of the rest."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return [
+        n
+        for n, (parts, target) in enumerate(planned)
+        if (root := roots.get(files[n].type)) is None or not link_below(root, parts, target)
+    ]
+
+
+def _settle(folder: Path, targets: Sequence[Path]) -> list[int]:
+    """Make the names durable; returns the sizes."""
+    fsync_dir(folder)
+    return [target.stat().st_size for target in targets]
 
 
 def link_below(root: Path, parts: Sequence[str], target: Path) -> bool:
