@@ -68,10 +68,10 @@ class Demo:
 
     def instance(self, name: str) -> dict[str, Any]:
         told = self.sh(".venv/bin/comfyd status --json --root examples/quickstart")
-        if told.returncode not in {0, 3}:
-            assert self.process.poll() is None, self.log.read_text()
-            return {"state": "unknown", "ready": False, "port": None, "pid": None}
-        return next(i for i in json.loads(told.stdout)["instances"] if i["name"] == name)
+        assert self.process.poll() is None, self.log.read_text()
+        shown = json.loads(told.stdout)["instances"] if told.returncode in {0, 3} else []
+        not_yet = {"state": "unknown", "ready": False, "port": None, "pid": None}
+        return next((i for i in shown if i["name"] == name), not_yet)
 
     def ready(self, name: str) -> bool:
         return bool(self.instance(name)["ready"])
@@ -79,7 +79,7 @@ class Demo:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Demo]:
-    folder = tmp_path / "fresh copy"
+    folder = tmp_path / "fresh-copy"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=CHECKOUT, capture_output=True,
         check=True,
