@@ -267,9 +267,7 @@ class Dispatcher:
 
     # recovery
     async def _recover(self) -> None:
-        claims = await self._patiently(
-            lambda: self._tasks.recover(self._node_id, self._settings.lease_s, self._clock())
-        )
+        claims = await self._recovered()
         if not claims:
             return
         with anyio.move_on_after(min(self._pace.first_pass_s, self._settings.lease_s / 2)):
@@ -278,11 +276,11 @@ class Dispatcher:
         for claim in claims:
             self._start(claim.model_copy(update={"slot": self._links.slot_of(claim)}), recovered=True)
 
-    async def _patiently(self, call: Callable[[], Awaitable[tuple[Claim, ...]]]) -> tuple[Claim, ...]:
+    async def _recovered(self) -> tuple[Claim, ...]:
         delay = 0.5
         while True:
             try:
-                return await call()
+                return await self._tasks.recover(self._node_id, self._settings.lease_s, self._clock())
             except ComfydError as error:
                 log.warning("tasks not recovered yet", reason=error.message)
             await asyncio.sleep(delay)
