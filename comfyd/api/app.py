@@ -36,6 +36,8 @@ from comfyd.logs import get_logger
 
 log = get_logger(__name__)
 SHUTDOWN_S = 2.0
+LINGER_S = 1.0
+"""How long the rest of a refused body is read and thrown away, so that the client gets to see the answer."""
 FAMILIES = (
     starts, instances, logs, overrides, plan, environments, workflows, tasks, outputs, external, events, health, docs,
     page,
@@ -78,7 +80,13 @@ async def serve(context: ApiContext) -> AsyncIterator[Listeners]:
     runner = web.AppRunner(create_app(context), handle_signals=False, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     assert runner.server is not None
-    listeners = Listeners(runner.server, keepalive_timeout=KEEPALIVE_S, access_log=None, auto_decompress=False)
+    listeners = Listeners(
+        runner.server,
+        keepalive_timeout=KEEPALIVE_S,
+        lingering_time=LINGER_S,
+        access_log=None,
+        auto_decompress=False,
+    )
     try:
         await listeners.tcp(context.settings.host, context.settings.port)
         await listeners.unix(context.paths.socket)

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 from aiohttp import web
@@ -19,6 +20,7 @@ from comfyd.logs import get_logger
 
 log = get_logger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CURRENT: ContextVar[str] = ContextVar("request_id", default="")
 _BY_STATUS = {
     401: "unauthorized",
     403: "forbidden",
@@ -52,7 +54,8 @@ async def envelope(request: web.Request, handler: Next) -> web.StreamResponse:
     given = request.headers.get("X-Request-ID", "")
     if isinstance(request.protocol, FirstRequest):
         request.protocol.first_request()
-    request["id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    CURRENT.set(request_id)
     begun = time.monotonic()
     try:
         response = await handler(request)
@@ -63,9 +66,9 @@ async def envelope(request: web.Request, handler: Next) -> web.StreamResponse:
     except (ConnectionResetError, TimeoutError):
         raise
     except Exception as error:
-        log.exception("request failed", request=request["id"], method=request.method, error=type(error).__name__)
-        text = f"internal error; the log has it as request {request['id']}"
-        response = error_response(500, "internal", text, {"request_id": request["id"]})
+        log.exception("request failed", request=request_id, method=request.method, error=type(error).__name__)
+        text = f"internal error; the log has it as request {request_id}"
+        response = error_response(500, "internal", text, {"request_id": request_id})
     _count(request, response.status, time.monotonic() - begun)
     return response
 
@@ -103,7 +106,7 @@ def _count(request: web.Request, status: int, took_s: float) -> None:
 
 async def set_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Headers of every answer, streams included (an on_response_prepare signal)."""
-    response.headers["X-Request-ID"] = request.get("id") or uuid.uuid4().hex
+    response.headers["X-Request-ID"] = CURRENT.get() or uuid.uuid4().hex
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Server"] = "comfyd"
     response.headers.setdefault("Cache-Control", "no-store")

@@ -61,7 +61,7 @@ async def events(call: Call[None, EventsQuery]) -> web.StreamResponse:
             while not ended(call.request) and response.is_connected():
                 page = await node.events(last, PAGE)
                 if not page:
-                    await first_of(call.request, node.wait_events(last), response.wait())
+                    await first_of(call.request, node.wait_events(last), timeout=PING_S)
                     continue
                 if page[0].seq > last + 1:
                     gap = Gap(from_seq=last + 1, to_seq=page[0].seq - 1)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from comfyd.api.operation import Call, op, reply, under_api
 from comfyd.api.tasks import AnyCase
@@ -18,6 +18,8 @@ class FetchQuery(LenientAsk):
 
 class FetchedTask(Answer):
     """Empty if no task waits."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     taskId: str | None = None
     workflow_name: str | None = None

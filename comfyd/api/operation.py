@@ -147,7 +147,6 @@ async def _body(request: web.Request, operation: Operation) -> Any:
     data = await _read(request)
     if not data.strip():
         if operation.body is not None and operation.body_required:
-            _check_type(request)
             raise ComfydError("a JSON body is required", code="bad_request")
         return None
     _check_type(request)

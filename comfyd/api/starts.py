@@ -6,7 +6,7 @@ Owns: the fixed shapes of both calls. Must not: know how an instance is started.
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from comfyd.api.entries import Entry, read_entry, refuse_rivals
 from comfyd.api.instances import InstanceAnswer, StartQuery, start_failed, start_message
@@ -51,10 +51,10 @@ class StartInstances(LenientAsk):
     environment: str | None = None
     instances: Annotated[list[StartEntry], Field(max_length=MAX_ENTRIES)]
 
-    @field_validator("instances", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _is_list(cls, value: Any) -> Any:
-        if not isinstance(value, list):
+    def _has_list(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not isinstance(value.get("instances"), list):
             raise ComfydError("Invalid instances array", code="bad_request")
         return value
 
