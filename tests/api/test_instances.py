@@ -113,6 +113,15 @@ async def test_a_stop_that_takes_longer_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("wait", ["nan", "inf", "-1", "1e9", "x", "", "1&wait=2"])
+async def test_a_wait_that_is_none(tmp_path: Path, wait: str) -> None:
+    async with world(tmp_path) as w:
+        answer = await w.post(f"/api/comfyui/stop-all?wait={wait}")
+        assert answer.status in (400, 422)
+        assert await w.context.node.overrides() == ()
+
+
+@pytest.mark.asyncio
 async def test_stop_all_stops_what_runs_or_should_run(tmp_path: Path) -> None:
     async with world(tmp_path, *BOTH) as w:
         await running(w, "comfyui/0", "comfyui/1")
