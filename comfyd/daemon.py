@@ -31,7 +31,9 @@ from comfyd.model.base import Now
 from comfyd.model.paths import Paths
 from comfyd.model.sources import MachineFacts
 from comfyd.settings import Settings
+from comfyd.stacks import task_stacks
 from comfyd.store.open import open_stores
+from comfyd.store.protocol import NodeStore
 from comfyd.wiring import paths_from, variables_from
 
 log = get_logger("comfyd")
@@ -82,6 +84,8 @@ class Signals:
             log.info("state of process", **process.model_dump(mode="json", exclude={"last_exit"}))
         for key, hold in self.live.plan.get().holds.items():
             log.info("state of hold", key=key, **hold.as_dict())
+        for name, stack in task_stacks().items():
+            log.info("state of task", name=name, stack=stack)
 
     def _upgrade(self) -> None:
         log.info("upgrading in place")
@@ -108,7 +112,9 @@ async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals)
     variables = variables_from(settings)
     facts = MachineFacts(paths, _tcmalloc(), clock.container_id())
     async with open_stores(paths.database, clock.boot_id(), settings.event_log_rows) as stores:
-        context = ApiContext(live, stores.node, stores.tasks, settings, paths, now, Metrics())
+        if stores.recovered_from is not None:
+            await _tell_damage(stores.node, stores.recovered_from)
+        context = ApiContext(live, stores.node, stores.tasks, settings, paths, now, Metrics(), facts)
         dispatcher = Dispatcher(live, stores.tasks, settings, paths, now, stores.node.node_id)
         async with serve(context), Installer(live, stores.node, settings, paths) as installer:
             hands = Hands(
@@ -116,9 +122,17 @@ async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals)
             )
             control = ControlParts(live, stores.node, settings, hands, variables, facts, leave)
             async with open_control(control), dispatcher:
+                signals.hurry = dispatcher.hurry
                 await signals.ended.wait()
                 dispatcher.keep_leases = leave()
                 live.draining.set(True)
+
+
+async def _tell_damage(node: NodeStore, moved_to: Path) -> None:
+    log.error(
+        "store_corrupt", moved_to=str(moved_to), reason="the database was damaged; tasks in it are not in the queue"
+    )
+    await node.append_event("store", "database", {"to": "recovered", "moved_to": str(moved_to)}, clock.wall())
 
 
 def _make_folders(paths: Paths) -> None:

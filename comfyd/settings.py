@@ -16,7 +16,8 @@ from comfyd.errors import SettingsError
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-READ_ELSEWHERE = frozenset({"COMFYD_FAILPOINT", "COMFYD_URL"})
+READ_ELSEWHERE = frozenset({"COMFYD_FAILPOINT", "COMFYD_URL", "COMFYD_TOKEN"})
+"""By failpoint.py and by the client; the daemon accepts and ignores them."""
 
 
 def parse_bool(value: Any) -> Any:

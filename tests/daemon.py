@@ -1,5 +1,6 @@
 """The daemon as a real process in a temporary root: start it, ask it, end it. Used by every tier above the rooms."""
 
+import http.client
 import json
 import os
 import shutil
@@ -47,12 +48,17 @@ class Daemon:
 
     @property
     def output(self) -> str:
-        return (self.root / "daemon.out").read_text(errors="replace")
+        return self.out.read_text(errors="replace")
+
+    @property
+    def out(self) -> Path:
+        """Beside the root, never in it: what the daemon prints must not look like an edit."""
+        return self.root.with_name(f"{self.root.name}.out")
 
     def start(self, timeout_s: float = 20, wait: bool = True) -> "Daemon":
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("COMFYD_", "COMFYUI_"))}
         env = {**kept, "COMFYD_PORT": str(self.port), "PYTHONUNBUFFERED": "1", **self.environ}
-        with (self.root / "daemon.out").open("ab") as out:
+        with self.out.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "comfyd", "run", "--root", str(self.root)],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd="/",
@@ -112,7 +118,7 @@ class Daemon:
         """Poll a fact with a deadline; a failure shows the end of the daemon's output and its status."""
         deadline = time.monotonic() + timeout_s
         while True:
-            with suppress(AssertionError):
+            with suppress(AssertionError, OSError, http.client.HTTPException):
                 if condition():
                     return
             if time.monotonic() > deadline:

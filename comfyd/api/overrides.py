@@ -82,8 +82,7 @@ async def put_override(call: Call[PutOverride, None]) -> OverridesAnswer:
 @op("DELETE", "/api/comfyui/overrides", scope="admin", response=Cleared)
 async def clear_overrides(call: Call[None, None]) -> Cleared:
     """Back to the files, for everything."""
-    deleted = await call.context.node.delete_overrides()
-    call.context.live.wake.set()
+    deleted = await _back_to_files(call.context, None)
     return Cleared(deleted=deleted, message="All overrides cleared")
 
 
@@ -91,9 +90,17 @@ async def clear_overrides(call: Call[None, None]) -> Cleared:
 async def clear_override(call: Call[None, None]) -> Cleared:
     """Back to the files, for one instance or environment."""
     found = await _of(call.context, call.path("ref"))
-    deleted = await call.context.node.delete_overrides(found[0].key)
-    call.context.live.wake.set()
+    deleted = await _back_to_files(call.context, found[0].key)
     return Cleared(deleted=deleted, message=f"Overrides of {found[0].key} cleared")
+
+
+async def _back_to_files(context: ApiContext, key: str | None) -> int:
+    """Delete wishes; restart and install tokens stay, they differ from nothing and losing one would be a change."""
+    deleted = 0
+    for kind in ("run", "spec"):
+        deleted += await context.node.delete_overrides(key, kind)
+    context.live.wake.set()
+    return deleted
 
 
 async def _of(context: ApiContext, ref: str) -> tuple[Override, ...]:

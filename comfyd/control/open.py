@@ -53,7 +53,10 @@ async def open_control(parts: ControlParts) -> AsyncIterator[None]:
                 deciding.start_soon(pen.run_writing)
                 deciding.start_soon(watcher.run_watching)
                 deciding.start_soon(reconciler.run_reconciling, watcher, settings.poll_s)
-                yield
+                try:
+                    yield
+                finally:
+                    watcher.close()
                 stopping = True
                 deciding.cancel_scope.cancel()
             if not parts.leave():

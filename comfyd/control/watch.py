@@ -27,6 +27,7 @@ class Watcher:
         self._polling = force_polling
         self._dirs: tuple[Path, ...] = ()
         self._changed = asyncio.Event()
+        self._closed = False
 
     @property
     def polling(self) -> bool:
@@ -38,9 +39,14 @@ class Watcher:
             self._dirs = dirs
             self._changed.set()
 
+    def close(self) -> None:
+        """End the watch. Needed before a cancellation: the watching thread looks only at its stop event."""
+        self._closed = True
+        self._changed.set()
+
     async def run_watching(self) -> None:
         """Until cancelled. Never raises: without inotify it says so once and leaves the work to polling."""
-        while True:
+        while not self._closed:
             self._changed.clear()
             if self._polling or not self._dirs:
                 await self._changed.wait()

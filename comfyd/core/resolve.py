@@ -100,10 +100,12 @@ def _in_force(overrides: Iterable[Override], facts: MachineFacts, now: Now) -> _
     kinds: dict[str, dict[str, Override]] = {"run": {}, "spec": {}, "restart": {}, "install": {}}
     expiries: list[float] = []
     for one in sorted(overrides, key=lambda o: (o.created_at, o.by, o.token or "")):
-        if one.scope not in (None, facts.container) or (one.expires_at is not None and one.expires_at <= now.wall):
+        lasting = one.kind in ("restart", "install")  # losing a token would be a change: one more restart or rebuild
+        expired = one.expires_at is not None and one.expires_at <= now.wall and not lasting
+        if expired or one.scope not in (None, facts.container):
             continue
         kinds[one.kind][one.key] = one
-        if one.expires_at is not None:
+        if one.expires_at is not None and not lasting:
             expiries.append(one.expires_at)
     return _Overrides(**kinds, next_expiry=min(expiries, default=None))
 
