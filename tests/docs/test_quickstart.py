@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from tests.daemon import leftovers
 from tests.docs.markdown import CHECKOUT, commands
 from tests.real.png import rgb_rows
 
@@ -147,6 +147,5 @@ def check_the_world(demo: Demo, line: str, ran: subprocess.CompletedProcess[str]
 def ends_by_ctrl_c(demo: Demo, first: int) -> None:
     os.killpg(demo.process.pid, signal.SIGINT)
     demo.process.wait(30)
-    assert not psutil.pid_exists(first)
-    left = [p for p in psutil.process_iter(["cmdline"]) if str(demo.folder) in " ".join(p.info["cmdline"] or [])]
-    assert left == []
+    assert not Path(f"/proc/{first}").exists()
+    assert leftovers(demo.folder) == []
