@@ -86,7 +86,7 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealComfyUI]:
     real.write_instances()
     try:
         real.daemon.start()
-        assert real.daemon.state(NAME) == "stopped"
+        real.daemon.until(lambda: real.daemon.state(NAME) == "stopped", 20, "the file is read")
         entry["enabled"] = True
         real.write_instances()
         wait_until_ready(real.daemon)
