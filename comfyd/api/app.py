@@ -4,6 +4,7 @@ Owns: the list of families, the order of middlewares. Must not: know what a rout
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -38,6 +39,7 @@ log = get_logger(__name__)
 SHUTDOWN_S = 2.0
 LINGER_S = 1.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to see the answer."""
+FIRST_PASS_S = 5.0
 FAMILIES = (
     starts, instances, logs, overrides, plan, environments, workflows, tasks, outputs, external, events, health, docs,
     page,
@@ -53,6 +55,7 @@ def create_app(context: ApiContext) -> web.Application:
         operation = declared_for(request)
         if operation is None or operation.scope != "public":
             check(request, hosts)
+            await _files_were_read(context)
         return await handler(request)
 
     app = web.Application(middlewares=[envelope, gate])
@@ -65,6 +68,14 @@ def create_app(context: ApiContext) -> web.Application:
     app.on_response_prepare.append(set_headers)
     app.on_shutdown.append(_end_streams)
     return app
+
+
+async def _files_were_read(context: ApiContext) -> None:
+    """Just after boot nobody knows yet what is declared: wait for the first pass rather than call it unknown."""
+    if context.live.passes.get() == 0:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_PASS_S):
+                await context.live.passes.wait_changed(context.live.passes.seq)
 
 
 async def _end_streams(app: web.Application) -> None:

@@ -115,7 +115,7 @@ class Supervisor:
         for key, run in self._runs.items():
             wish = declared.get(key)
             if wish is not None and wish.fingerprint == run.fingerprint:
-                run.spec = wish.spec
+                run.spec, run.gpu_exclusive = wish.spec, wish.gpu_exclusive
         for key in [k for k in self._history if k not in declared and k not in self._runs]:
             del self._history[key]
 

@@ -43,7 +43,7 @@ def plan(desired: ResolvedState, observed: ObservedState, now: Now) -> Plan:
     draft = _Draft(observed, now, desired.startup_delay, observed.last_start_mono)
     for process in observed.processes:
         if process.alive:
-            draft.gpus[process.key] = (process.gpus, process.gpu_exclusive)
+            draft.gpus[process.key] = (process.gpus, _exclusive(process, desired))
             if process.port is not None:
                 draft.ports[process.port] = process.key
     _stop_undesired(draft, desired)
@@ -54,6 +54,12 @@ def plan(desired: ResolvedState, observed: ObservedState, now: Now) -> Plan:
     if desired.wake_at is not None:
         draft.wakes.append(now.mono + max(0.0, desired.wake_at - now.wall))
     return Plan(tuple(draft.actions), draft.holds, min(draft.wakes, default=None))
+
+
+def _exclusive(process: ObservedProcess, desired: ResolvedState) -> bool:
+    """The wish of now counts: changing gpu_exclusive restarts nothing, so what it was started with may be stale."""
+    wish = desired.process(process.key)
+    return process.gpu_exclusive if wish is None or wish.fingerprint != process.fingerprint else wish.gpu_exclusive
 
 
 def _start_order(wish: DesiredProcess) -> tuple[int, str]:

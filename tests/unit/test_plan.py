@@ -310,6 +310,13 @@ def test_an_exclusive_gpu(first: dict[str, Any], second: dict[str, Any], both: b
         assert decided.holds["comfyui/1"].reason == "gpu_exclusive"
 
 
+def test_giving_up_exclusiveness_needs_no_restart() -> None:
+    """gpu_exclusive is no part of the fingerprint: the wish of now counts, not what the run was started with."""
+    machine = with_processes(running(0, gpus=None, gpu_exclusive=True))
+    decided = machine.plan(desire(wish(0, gpu_exclusive=False), wish(1)))
+    assert verbs(decided) == [("start", "comfyui/1")]
+
+
 def test_startup_delay_lets_one_start_through_at_a_time_in_id_order() -> None:
     machine = world()
     desired = desire(wish(10), wish(2), wish(1), startup_delay=2.0)
@@ -448,9 +455,17 @@ def check_machine(machine: World) -> None:
     alive = machine.alive()
     ports = [p.port for p in alive]
     assert len(ports) == len(set(ports)), "no port twice"
-    for index, one in enumerate(alive):
-        for other in alive[index + 1 :]:
-            if one.gpu_exclusive or other.gpu_exclusive:
+
+
+def check_gpus(machine: World, desired: ResolvedState, started: set[str]) -> None:
+    """Nobody is started beside an exclusive one. Two that ran when one became exclusive are left alone."""
+    alone = {w.key: w.gpu_exclusive for w in desired.processes}
+    for one in (p for p in machine.alive() if p.key in started):
+        for other in (p for p in machine.alive() if p.key != one.key):
+            wanted = desired.process(other.key)
+            current = wanted is not None and wanted.fingerprint == other.fingerprint
+            exclusive = alone[other.key] if current else other.gpu_exclusive
+            if alone[one.key] or exclusive:
                 assert not overlap(one.gpus, other.gpus), "no exclusive GPU twice"
 
 
@@ -465,6 +480,7 @@ def step(machine: World, desired: ResolvedState) -> Plan:
     check(machine, desired, decided)
     machine.apply(decided)
     check_machine(machine)
+    check_gpus(machine, desired, {a.key for a in decided.actions if isinstance(a, StartProcess)})
     return decided
 
 
