@@ -6,7 +6,8 @@
 #   COMFYUI_VERSION     tag or branch (v0.3.40)
 #   COMFYUI_COMMIT      exact commit; wins over COMFYUI_VERSION if not empty
 #   COMFYUI_REPOSITORY  what git fetches from (upstream)
-#   TORCH_VERSION       2.7.0+cu128, 2.6.0+cu124, 2.7.0+cpu, or without a suffix: what pip's index has (2.7.0+cu128)
+#   TORCH_VERSION       2.7.0+cu128, 2.6.0+cu124, 2.7.0+cpu, or without a suffix: what pip's index has (2.7.0+cu128);
+#                       none: no torch here, fix_dependencies.sh or requirements.txt brings it
 #   INDEX_URL           index for torch; unset: derived from the suffix; empty: pip's own configuration
 #   XFORMERS_VERSION    unset: the one that fits a CUDA torch; empty: none. A torch for the CPU never gets one
 #   VENV_PATH           where the venv goes (/ComfyUI/venv)
@@ -99,6 +100,10 @@ make_venv() {
 
 install_torch() {
     local suffix="" vision audio xformers index packages
+    if [[ $TORCH_VERSION == none ]]; then
+        step "TORCH_VERSION=none: installing no torch"
+        return
+    fi
     [[ $TORCH_VERSION != *+* ]] || suffix="+$(torch_build)"
     read -r vision audio < <(companions) || true
     packages=("torch==$TORCH_VERSION" "torchvision${vision:+==$vision$suffix}" "torchaudio${audio:+==$audio$suffix}")
@@ -113,7 +118,7 @@ install_torch() {
 install_requirements() {
     step "installing requirements.txt"
     # torch is held at the version above; requests and uv are what nodes and their installers expect to find
-    pip freeze | grep -E "^(torch|torchvision|torchaudio|xformers)==" >"$VENV_PATH/constraints.txt"
+    pip freeze | { grep -E "^(torch|torchvision|torchaudio|xformers)==" || true; } >"$VENV_PATH/constraints.txt"
     pip install -r requirements.txt -c "$VENV_PATH/constraints.txt" requests uv ||
         die "pip cannot install ComfyUI's requirements.txt: see the lines above"
 }
