@@ -1,0 +1,25 @@
+"""The floor: the least a program in the same language has to do."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+
+from benchmarks.harness import REPOSITORY, until
+from benchmarks.systems.base import System
+
+
+class Floor(System):
+    name = "floor"
+
+    def start(self) -> None:
+        self.write({})
+        ready = self.folder / "ready"
+        program = REPOSITORY / "benchmarks/floor_supervisor.py"
+        self.spawn(sys.executable, program, self.folder, self.child, self.world.path)
+        assert until(ready.exists, 10)
+
+    def write(self, before: Mapping[int, int]) -> None:
+        temporary = self.folder / "wanted.tmp"
+        temporary.write_text(json.dumps(self.wanted))
+        os.replace(temporary, self.folder / "wanted.json")
