@@ -29,6 +29,7 @@ class System:
         self.child = child
         self.world = world
         self.wanted: dict[int, int] = {}
+        self.written = 0.0
         self.process: subprocess.Popen[bytes] | None = None
         self.beside: list[subprocess.Popen[bytes]] = []
 
@@ -46,15 +47,23 @@ class System:
         raise NotImplementedError
 
     def apply(self, wanted: Mapping[int, int]) -> float:
-        """Write the configuration, then pull the system's own trigger. Returns when (monotonic) it was written."""
+        """Write the configuration, then pull the system's own trigger. Returns when (monotonic) it was in place."""
         before, self.wanted = self.wanted, dict(wanted)
+        self.written = 0.0
         self.write(before)
-        written = time.monotonic()
+        self.written = self.written or time.monotonic()
         self.trigger(before)
-        return written
+        return self.written
 
     def write(self, before: Mapping[int, int]) -> None:
         raise NotImplementedError
+
+    def replace(self, path: Path, text: str) -> None:
+        """Put one file in place; the clock starts just before, as its reader may be quicker than we come back."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text)
+        self.written = time.monotonic()
+        os.replace(temporary, path)
 
     def trigger(self, before: Mapping[int, int]) -> None:
         """Nothing to do where a change is noticed by itself."""

@@ -5,10 +5,10 @@ Spawn barrier, journal, logs and event log are on; probes are `none`, because th
 
 import http.client
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from benchmarks.harness import comfyd_argv, free_port, until
 from benchmarks.systems.base import System
@@ -55,12 +55,10 @@ class Comfyd(System):
             }
             for number, version in sorted(self.wanted.items())
         ]  # fmt: skip
-        temporary = self.folder / "instances.tmp"
-        temporary.write_text(json.dumps({"instances": entries}, indent=1))
-        os.replace(temporary, self.folder / "instances.json")
+        self.replace(self.folder / "instances.json", json.dumps({"instances": entries}, indent=1))
 
     @property
-    def output(self):  # type: ignore[no-untyped-def]
+    def output(self) -> Path:
         """Beside the root, so that it does not look like an edit."""
         return self.folder.with_name("comfyd.out")
 

@@ -1,7 +1,6 @@
 """The floor: the least a program in the same language has to do."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 
@@ -20,6 +19,4 @@ class Floor(System):
         assert until(ready.exists, 10)
 
     def write(self, before: Mapping[int, int]) -> None:
-        temporary = self.folder / "wanted.tmp"
-        temporary.write_text(json.dumps(self.wanted))
-        os.replace(temporary, self.folder / "wanted.json")
+        self.replace(self.folder / "wanted.json", json.dumps(self.wanted))
