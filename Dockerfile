@@ -41,7 +41,7 @@ RUN PIP_NO_CACHE_DIR=1 SKIP_MODEL_DOWNLOAD=true ./install.sh
 # -- models into /ComfyUI/models; the machine that builds then needs about 32 GB of memory.
 ARG CACHE_MODELS=false
 RUN case "$CACHE_MODELS" in \
-        true) [[ -x cache_models.sh ]] \
+        true) [ -x cache_models.sh ] \
             || { echo "build/$WORKFLOW has no cache_models.sh: build with CACHE_MODELS=false" >&2; exit 1; }; \
             ./cache_models.sh ;; \
         false) ;; \

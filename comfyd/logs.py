@@ -1,6 +1,7 @@
 """Log records: a constant message plus keys, JSON lines or text at the edge.
 
-Owns: the format of `comfyd.log` and stderr. Control characters are escaped, long values cut, secrets masked by key.
+Owns: the format of `comfyd.log` and stderr, and the older name of that file. Control characters are escaped, long
+values cut, secrets masked by key.
 Must not: be imported for anything but `get_logger` and `configure`.
 """
 
@@ -30,6 +31,7 @@ with _not_importable("rich"):  # structlog would import it for tracebacks that w
     import structlog
 
 MAX_VALUE = 2000
+OLDER_NAME = "fastapi.log"
 _SECRET_KEY = re.compile(r"token|secret|password|authorization|api_?key|cookie", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -50,7 +52,8 @@ def _clean(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
 
 
 def configure(level: str, fmt: str, log_file: Path | None) -> None:
-    """Send structlog and stdlib records to stderr and, if given, append them as JSON lines to `log_file`."""
+    """Send structlog and stdlib records to stderr and, if given, append them as JSON lines to `log_file`, which can
+    also be read as `fastapi.log` beside it."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -75,7 +78,21 @@ def configure(level: str, fmt: str, log_file: Path | None) -> None:
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         _add(root, logging.FileHandler(log_file, encoding="utf-8"), as_json, shared)
+        _link_older_name(log_file)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def _link_older_name(log_file: Path) -> None:
+    """What an earlier image wrote under that name is kept as `fastapi.log.1`."""
+    link = log_file.with_name(OLDER_NAME)
+    try:
+        if link.is_symlink() and os.readlink(link) == log_file.name:
+            return
+        if link.exists() or link.is_symlink():
+            link.rename(link.with_name(f"{OLDER_NAME}.1"))
+        link.symlink_to(log_file.name)
+    except OSError as error:
+        get_logger("comfyd").warning("no link to the log", link=str(link), reason=str(error))
 
 
 def _add(root: logging.Logger, handler: logging.Handler, renderer: Any, shared: list[Any]) -> None:

@@ -94,3 +94,27 @@ def test_the_file_gets_json_lines_by_append_whatever_stderr_shows(tmp_path: Path
 
 def test_auto_is_json_where_stderr_is_no_terminal() -> None:
     assert json.loads(logged("log.info('x')", "auto"))["event"] == "x"
+
+
+def test_the_file_is_also_reachable_by_its_older_name(tmp_path: Path) -> None:
+    file = tmp_path / "logs" / "comfyd.log"
+    logged("log.info('first')", file=file)
+    logged("log.info('second')", file=file)
+    link = file.with_name("fastapi.log")
+    assert link.is_symlink()
+    assert [json.loads(line)["event"] for line in link.read_text().splitlines()] == ["first", "second"]
+
+
+def test_a_file_of_the_older_name_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "fastapi.log").write_text("of an earlier image")
+    logged("log.info('now')", file=tmp_path / "comfyd.log")
+    assert json.loads((tmp_path / "fastapi.log").read_text())["event"] == "now"
+    assert (tmp_path / "fastapi.log.1").read_text() == "of an earlier image"
+
+
+def test_logging_goes_on_where_links_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "fastapi.log").mkdir()
+    (tmp_path / "fastapi.log.1").mkdir()
+    (tmp_path / "fastapi.log.1" / "kept").touch()
+    stderr = logged("log.info('now')", file=tmp_path / "comfyd.log")
+    assert [json.loads(line)["event"] for line in stderr.splitlines()] == ["no link to the log", "now"]
