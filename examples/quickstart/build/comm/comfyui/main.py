@@ -8,6 +8,8 @@ It misbehaves on request, by environment variables (unset or 0 = off):
 FAKE_COMFYUI_START_DELAY=S         bind the port only after S seconds (also --fake-start-delay)
 FAKE_COMFYUI_NEVER_READY=1         never bind the port
 FAKE_COMFYUI_EXIT=N                exit with code N instead of binding
+FAKE_COMFYUI_IMPORT_FAILED=A,B     report at the start that the custom nodes A and B could not be imported
+FAKE_COMFYUI_LOCK_WAIT=S           newer contract: wait S seconds (default 5) for the database of a peer, then exit 1
 FAKE_COMFYUI_WEDGE_AFTER=S         S seconds after binding: accept connections, answer nothing, make no progress
                                    (on demand: POST /fake/wedge, or POST /fake/wedge?seconds=S for a while)
 FAKE_COMFYUI_CRASH_ON_PROMPT=N     the Nth prompt kills the process as it begins to run
@@ -23,7 +25,7 @@ FAKE_COMFYUI_DROP_PROMPT=N         neither queue nor answer the Nth POST /prompt
 FAKE_COMFYUI_JOURNAL=FILE          append one JSON line per accepted and per executed prompt (also GET /fake/journal)
 """
 
-# ruff: noqa: ASYNC230, ASYNC240
+# ruff: noqa: ASYNC230, ASYNC240, E402
 import argparse
 import os
 import sys
@@ -57,25 +59,26 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-ARGS = arguments()  # before the slow imports: `--help` has to answer quickly
+ARGS = arguments()  # before the other imports, so that `--help` answers quickly
 
-import array  # noqa: E402
-import asyncio  # noqa: E402
-import base64  # noqa: E402
-import contextlib  # noqa: E402
-import hashlib  # noqa: E402
-import heapq  # noqa: E402
-import json  # noqa: E402
-import random  # noqa: E402
-import re  # noqa: E402
-import shutil  # noqa: E402
-import signal  # noqa: E402
-import struct  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-import uuid  # noqa: E402
-import zlib  # noqa: E402
-from urllib.parse import parse_qs, unquote, urlsplit  # noqa: E402
+import array
+import asyncio
+import base64
+import contextlib
+import fcntl
+import hashlib
+import heapq
+import json
+import random
+import re
+import shutil
+import signal
+import struct
+import threading
+import time
+import uuid
+import zlib
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 def quirk(name: str) -> str:
@@ -103,12 +106,16 @@ def f32(value: float) -> float:
     return array.array("f", [value])[0]
 
 
-def empty_image(width, height, batch_size=1, color=0):
+def empty_image(run, width, height, batch_size, color):
     return (width, height, batch_size, tuple(f32((color >> shift & 255) / 255) for shift in (16, 8, 0)))
 
 
-def image_invert(image):
+def image_invert(run, image):
     return (*image[:3], tuple(f32(1.0 - c) for c in image[3]))
+
+
+def repeat_image(run, image, amount):
+    return (image[0], image[1], image[2] * amount, image[3])
 
 
 def png(width: int, height: int, colour, texts: dict) -> bytes:
@@ -141,7 +148,15 @@ def save(images, prefix: str, kind: str, run: "Run") -> dict:
     return {"images": files}
 
 
-async def sleep(run: "Run", seconds, value=None):
+def save_image(run, images, filename_prefix):
+    return save(images, filename_prefix, "output", run)
+
+
+def preview_image(run, images):
+    return save(images, "ComfyUI" + SUFFIX, "temp", run)
+
+
+async def sleep(run, seconds, value=None):
     steps = max(1, min(20, int(seconds * 10)))
     for step in range(1, steps + 1):
         await asyncio.sleep(seconds / steps)
@@ -149,55 +164,38 @@ async def sleep(run: "Run", seconds, value=None):
     return value
 
 
-def fail(**_):
+def stub_sleep(run, seconds, value=None):
+    return sleep(run, seconds)
+
+
+def fail(run, value):
     raise RuntimeError("this node always fails")
 
 
-def as_text(source) -> str:
-    return source if isinstance(source, str) else json.dumps(source)
+def concatenate(run, string_a, string_b, delimiter):
+    return delimiter.join((string_a, string_b))
+
+
+def preview_any(run, source):
+    return {"text": [source if isinstance(source, str) else json.dumps(source)]}
 
 
 SUFFIX = "_temp_" + "".join(random.choice("abcdefghijklmnop") for _ in range(5))
-INT = {
-    "width": ("INT", 1, 16384),
-    "height": ("INT", 1, 16384),
-    "batch_size": ("INT", 1, 4096),
-    "amount": ("INT", 1, 4096),
-}
+INT = {"width": ("INT", 1, 16384), "height": ("INT", 1, 16384), "batch_size": ("INT", 1, 4096)}
+AMOUNT = ("INT", 1, 4096)
 SECONDS = ("FLOAT", 0, 1e6)
 # class: (required inputs, returned type, function(run, **inputs) -> value or {"ui": ...}, optional inputs)
 NODES = {
-    "EmptyImage": (
-        {
-            "width": INT["width"],
-            "height": INT["height"],
-            "batch_size": INT["batch_size"],
-            "color": ("INT", 0, 0xFFFFFF),
-        },
-        "IMAGE",
-        lambda run, **i: empty_image(**i),
-    ),
-    "ImageInvert": ({"image": "IMAGE"}, "IMAGE", lambda run, image: image_invert(image)),
-    "RepeatImageBatch": (
-        {"image": "IMAGE", "amount": INT["amount"]},
-        "IMAGE",
-        lambda run, image, amount: (image[0], image[1], image[2] * amount, image[3]),
-    ),
-    "SaveImage": (
-        {"images": "IMAGE", "filename_prefix": "STRING"},
-        None,
-        lambda run, images, filename_prefix: save(images, filename_prefix, "output", run),
-    ),
-    "PreviewImage": ({"images": "IMAGE"}, None, lambda run, images: save(images, "ComfyUI" + SUFFIX, "temp", run)),
-    "StringConcatenate": (
-        {"string_a": "STRING", "string_b": "STRING", "delimiter": "STRING"},
-        "STRING",
-        lambda run, string_a, string_b, delimiter: delimiter.join((string_a, string_b)),
-    ),
-    "PreviewAny": ({"source": "*"}, None, lambda run, source: {"text": [as_text(source)]}),
-    "StubSleep": ({"seconds": SECONDS}, None, lambda run, seconds, value=None: sleep(run, seconds), {"value": "*"}),
-    "TestSleep": ({"value": "*", "seconds": SECONDS}, "*", lambda run, value, seconds: sleep(run, seconds, value)),
-    "TestSyncError": ({"value": "*"}, "*", lambda run, **i: fail(**i)),
+    "EmptyImage": ({**INT, "color": ("INT", 0, 0xFFFFFF)}, "IMAGE", empty_image),
+    "ImageInvert": ({"image": "IMAGE"}, "IMAGE", image_invert),
+    "RepeatImageBatch": ({"image": "IMAGE", "amount": AMOUNT}, "IMAGE", repeat_image),
+    "SaveImage": ({"images": "IMAGE", "filename_prefix": "STRING"}, None, save_image),
+    "PreviewImage": ({"images": "IMAGE"}, None, preview_image),
+    "StringConcatenate": (dict.fromkeys(("string_a", "string_b", "delimiter"), "STRING"), "STRING", concatenate),
+    "PreviewAny": ({"source": "*"}, None, preview_any),
+    "StubSleep": ({"seconds": SECONDS}, None, stub_sleep, {"value": "*"}),
+    "TestSleep": ({"value": "*", "seconds": SECONDS}, "*", sleep),
+    "TestSyncError": ({"value": "*"}, "*", fail),
 }
 
 
@@ -211,17 +209,10 @@ def schema(name: str) -> dict:
     inputs["optional"] = {k: shown(v) for o in optional for k, v in o.items()}
     kinds = [returned] if returned else []
     return {
-        "input": inputs,
-        "input_order": {k: list(v) for k, v in inputs.items()},
-        "output": kinds,
-        "output_is_list": [False for _ in kinds],
-        "output_name": kinds,
-        "name": name,
-        "display_name": name,
-        "description": "",
-        "category": "stand-in",
-        "output_node": returned is None,
-    }
+        "name": name, "display_name": name, "description": "", "category": "stand-in", "input": inputs,
+        "input_order": {k: list(v) for k, v in inputs.items()}, "output": kinds, "output_name": kinds,
+        "output_is_list": [False for _ in kinds], "output_node": returned is None,
+    }  # fmt: skip
 
 
 # --- validation ------------------------------------------------------------------------------------------------------
@@ -300,11 +291,8 @@ def validate(graph: Graph, only: list | None) -> tuple[dict | None, list, dict]:
     if good:
         return None, good, errors
     lines = [f"{p['message']}: {p['details']}" for e in errors.values() for p in e["errors"]]
-    return (
-        complaint("prompt_outputs_failed_validation", "Prompt outputs failed validation", "\n".join(lines)),
-        [],
-        errors,
-    )
+    kind, message = "prompt_outputs_failed_validation", "Prompt outputs failed validation"
+    return complaint(kind, message, "\n".join(lines)), [], errors
 
 
 # --- execution -------------------------------------------------------------------------------------------------------
@@ -319,7 +307,6 @@ class Run:
         self.values: dict = {}
         self.keys: dict[str, str] = {}
         self.node: str | None = None
-        self.started = time.time()
 
     def send(self, event: str, **data) -> None:
         self.app.send(self.client, event, {**data, "prompt_id": self.prompt_id})
@@ -410,6 +397,20 @@ class Refused(Exception):
     """(status, body) of an answer that is not 200."""
 
 
+ROUTES: dict[str, dict] = {"GET": {}, "POST": {}}
+
+
+def route(method: str, path: str, known: bool = True):
+    """Serve `path` and everything below it; what follows the path arrives in `tail`."""
+
+    def register(handler):
+        if known:
+            ROUTES[method][path] = handler
+        return handler
+
+    return register
+
+
 class App:
     def __init__(self) -> None:
         self.pending: list = []
@@ -425,30 +426,6 @@ class App:
         self.wanted, self.unwedged = asyncio.Event(), asyncio.Event()
         self.unwedged.set()
         self.journal: list = []
-        self.routes = {
-            "GET": {
-                "": self.get_page,
-                "prompt": self.get_prompt,
-                "queue": self.get_queue,
-                "history": self.get_history,
-                "system_stats": self.get_system_stats,
-                "object_info": self.get_object_info,
-                "view": self.get_view,
-                "fake/journal": self.get_journal,
-            },
-            "POST": {
-                "prompt": self.post_prompt,
-                "queue": self.post_queue,
-                "history": self.post_history,
-                "interrupt": self.post_interrupt,
-                "free": self.post_free,
-                "upload/image": self.post_upload,
-                "fake/wedge": self.post_wedge,
-            },
-        }
-        if NEW:
-            self.routes["GET"]["api/jobs"] = self.get_jobs
-            self.routes["POST"]["api/jobs"] = self.post_jobs
 
     def note(self, event: str, prompt_id: str) -> None:
         self.journal.append({"event": event, "prompt_id": prompt_id, "pid": os.getpid(), "at": time.time()})
@@ -507,13 +484,16 @@ class App:
         if run.client is not None:
             self.send(run.client, "executing", {"node": None, "prompt_id": run.prompt_id})
 
-    # routes: what follows a route's own path arrives in `tail`
+    # routes
+    @route("GET", "")
     async def get_page(self, **_):
         return b"text/html", b"<!doctype html><title>ComfyUI stand-in</title><p>A stand-in for ComfyUI runs here."
 
+    @route("GET", "prompt")
     async def get_prompt(self, **_):
         return self.queue_info()
 
+    @route("POST", "prompt")
     async def post_prompt(self, body, **_):
         number = float(body["number"]) if "number" in body else -self.number if body.get("front") else self.number
         self.number += "number" not in body
@@ -540,9 +520,11 @@ class App:
             await asyncio.Event().wait()
         return {"prompt_id": prompt_id, "number": number, "node_errors": node_errors}
 
+    @route("GET", "queue")
     async def get_queue(self, **_):
         return {"queue_running": [self.running] if self.running else [], "queue_pending": self.pending}
 
+    @route("POST", "queue")
     async def post_queue(self, body, **_):
         gone = set(body.get("delete", [])) | {i[1] for i in self.pending if body.get("clear")}
         self.cancelled |= gone & {i[1] for i in self.pending}
@@ -550,32 +532,39 @@ class App:
         heapq.heapify(self.pending)
         self.queue_changed()
 
+    @route("GET", "history")
     async def get_history(self, tail="", query=None, **_):
         if tail:
             return {tail: self.history[tail]} if tail in self.history else {}
         items = list(self.history.items())
         return dict(items[-int(query["max_items"]) :] if query.get("max_items") else items)
 
+    @route("POST", "history")
     async def post_history(self, body, **_):
         for prompt_id in list(self.history) if body.get("clear") else body.get("delete", []):
             self.history.pop(prompt_id, None)
 
+    @route("POST", "interrupt")
     async def post_interrupt(self, body, **_):
         wanted = (body or {}).get("prompt_id")
         if not wanted or (self.running and self.running[1] == wanted):
             self.interrupt = True
 
+    @route("POST", "free")
     async def post_free(self, **_):
         return None
 
+    @route("GET", "system_stats")
     async def get_system_stats(self, **_):
         system = {"os": sys.platform if NEW else os.name, "ram_total": 1 << 34, "ram_free": 1 << 33, "argv": sys.argv}
         system |= {"comfyui_version": VERSION, "python_version": sys.version, "pytorch_version": "0 (stand-in)"}
         return {"system": system, "devices": [{"name": "cpu", "type": "cpu", "index": None, "vram_total": 1 << 34}]}
 
+    @route("GET", "object_info")
     async def get_object_info(self, tail="", **_):
         return {n: schema(n) for n in NODES if not tail or n == tail}
 
+    @route("GET", "view")
     async def get_view(self, query, **_):
         name, kind = query.get("filename", ""), query.get("type", "output")
         if not name or name.startswith("/") or ".." in name or kind not in FOLDERS:
@@ -589,6 +578,7 @@ class App:
         with open(path, "rb") as file:
             return b"image/png" if name.endswith(".png") else b"application/octet-stream", file.read()
 
+    @route("POST", "upload/image")
     async def post_upload(self, body, **_):
         kind, place = body.get("type", b"input").decode(), body.get("subfolder", b"").decode()
         target = os.path.abspath(os.path.join(FOLDERS[kind], place))
@@ -618,6 +608,7 @@ class App:
             return {"id": prompt_id, "status": "cancelled", "outputs": {}}
         return item and {"id": prompt_id, "status": status, "priority": item[0], "outputs": done.get("outputs", {})}
 
+    @route("GET", "api/jobs", NEW)
     async def get_jobs(self, tail="", **_):
         if tail:
             found = self.job(tail)
@@ -628,6 +619,7 @@ class App:
         jobs = [self.job(i) for i in [*running, *(i[1] for i in self.pending), *self.history]]
         return {"jobs": jobs, "pagination": {"offset": 0, "limit": None, "total": len(jobs), "has_more": False}}
 
+    @route("POST", "api/jobs", NEW)
     async def post_jobs(self, tail="", **_):
         prompt_id, _, verb = tail.partition("/")
         if verb != "cancel":
@@ -638,9 +630,11 @@ class App:
         return {"cancelled": waiting or bool(self.running and self.running[1] == prompt_id)}
 
     # for tests
+    @route("POST", "fake/wedge")
     async def post_wedge(self, query, **_):
         asyncio.get_running_loop().call_soon(self.wedge, float(query.get("seconds", 0)))
 
+    @route("GET", "fake/journal")
     async def get_journal(self, **_):
         return self.journal
 
@@ -677,9 +671,8 @@ class App:
         kind, data = result if isinstance(result, tuple) else (b"application/json; charset=utf-8", result)
         if not isinstance(data, bytes):
             data = b"" if data is None else json.dumps(data).encode()
-        head = (
-            f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\nContent-Length: {len(data)}\r\nContent-Type: "
-        )
+        reason = "OK" if status == 200 else "Error"
+        head = f"HTTP/1.1 {status} {reason}\r\nContent-Length: {len(data)}\r\nContent-Type: "
         writer.write(head.encode() + kind + b"\r\n\r\n" + (b"" if method == "HEAD" else data))
         await writer.drain()
 
@@ -707,10 +700,10 @@ class App:
         path = path if path.startswith("/api/jobs") else re.sub(r"^/api(?=/)", "", path)
         query = {k: v[0] for k, v in parse_qs(url.query).items()}
         body = parse_body(headers.get("content-type", ""), payload) if payload else {}
-        routes = self.routes.get("GET" if method == "HEAD" else method, {})
+        routes = ROUTES.get("GET" if method == "HEAD" else method, {})
         for name in sorted(routes, key=len, reverse=True):
             if path.strip("/") == name or (name and path.startswith(f"/{name}/")):
-                return await routes[name](body=body, query=query, tail=path.strip("/")[len(name) + 1 :])
+                return await routes[name](self, body=body, query=query, tail=path.strip("/")[len(name) + 1 :])
         raise Refused(404, None)
 
     async def websocket(self, target, headers, reader, writer) -> None:
@@ -779,6 +772,48 @@ def prepare_process() -> None:
         os.makedirs(path, exist_ok=True)
 
 
+def report_imports() -> None:
+    """In the words that ComfyUI prints before it listens."""
+    failed = quirk("IMPORT_FAILED").split(",")
+    print("\nImport times for custom nodes:", file=sys.stderr)
+    for name in filter(None, failed):
+        print(f"   0.0 seconds (IMPORT FAILED): {os.path.join(BASE, 'custom_nodes', name)}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def lock_database():
+    """The newer contract: one process for each database file; who waits too long for it exits with 1."""
+    default = os.path.join(ARGS.user_directory or os.path.join(BASE, "user"), "comfyui.db")
+    path = (ARGS.database_url or f"sqlite:///{default}").removeprefix("sqlite:///")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    lock = open(path + ".lock", "w")  # noqa: SIM115
+    deadline = time.monotonic() + float(quirk("LOCK_WAIT") or 5)
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                sys.exit(f"Could not lock the database {path}: another process uses it; see --database-url")
+            time.sleep(0.05)
+
+
+async def serve_until(stopping: asyncio.Task) -> None:
+    app, hosts = App(), ARGS.listen.split(",")
+    server = await asyncio.start_server(app.serve, hosts, ARGS.port, limit=1 << 20)
+    url = f"http://{hosts[0]}:{ARGS.port}"
+    print(f"ComfyUI version: {VERSION}\nTo see the GUI go to: {url}", file=sys.stderr, flush=True)
+    runner = asyncio.create_task(app.run_prompts())
+    if quirk("FLOOD_MB"):
+        threading.Thread(target=flood, args=(int(quirk("FLOOD_MB")),), daemon=True).start()
+    if quirk("WEDGE_AFTER"):
+        asyncio.get_running_loop().call_later(float(quirk("WEDGE_AFTER")), app.wedge, 0)
+    await asyncio.wait([stopping, runner], return_when=asyncio.FIRST_COMPLETED)
+    server.close()
+    if runner.done():
+        runner.result()
+
+
 async def main() -> None:
     stop = asyncio.Event()
     if "INT" not in quirk("IGNORE"):
@@ -787,30 +822,17 @@ async def main() -> None:
     delay = 1e9 if quirk("NEVER_READY") else ARGS.fake_start_delay or float(quirk("START_DELAY") or 0)
     await asyncio.wait([stopping], timeout=delay)
     if quirk("EXIT") and not stop.is_set():
+        print(f"the stand-in was told to exit with {quirk('EXIT')}", file=sys.stderr, flush=True)
         sys.exit(int(quirk("EXIT")))
     if not stop.is_set():
-        app = App()
-        hosts = ARGS.listen.split(",")
-        server = await asyncio.start_server(app.serve, hosts, ARGS.port, limit=1 << 20)
-        print(
-            f"ComfyUI version: {VERSION}\nTo see the GUI go to: http://{hosts[0]}:{ARGS.port}",
-            file=sys.stderr,
-            flush=True,
-        )
-        runner = asyncio.create_task(app.run_prompts())
-        if quirk("FLOOD_MB"):
-            threading.Thread(target=flood, args=(int(quirk("FLOOD_MB")),), daemon=True).start()
-        if quirk("WEDGE_AFTER"):
-            asyncio.get_running_loop().call_later(float(quirk("WEDGE_AFTER")), app.wedge, 0)
-        await asyncio.wait([stopping, runner], return_when=asyncio.FIRST_COMPLETED)
-        server.close()
-        if runner.done():
-            runner.result()
+        await serve_until(stopping)
     print("Stopped server", flush=True)
 
 
 if __name__ == "__main__":
     prepare_process()
+    database = lock_database() if NEW else None
+    report_imports()
     try:
         asyncio.run(main())
     finally:
