@@ -100,7 +100,10 @@ async def _fetch(call: Call[None, FetchQuery]) -> Claim | None:
     names = [name.strip() for name in (call.query.workflow_names or "").split(",") if name.strip()]
     lease_s = context.settings.fetch_lease_s
     ports = await targets(context)
-    return await context.tasks.fetch(call.caller, names or None, None, ports, lease_s, context.clock())
+    claim = await context.tasks.fetch(call.caller, names or None, None, ports, lease_s, context.clock())
+    if claim is not None:
+        context.live.task_wake.set()  # there is a lease that may run out: dispatch keeps the timer
+    return claim
 
 
 def _fetched(claim: Claim, status: str) -> FetchedTask:

@@ -160,10 +160,10 @@ class Dispatcher:
 
     async def _claim_once(self) -> float | None:
         """Fill the free slots. Returns the seconds until a lease runs out, None if nothing has to be awaited."""
-        if self._closed or not self._settings.dispatch:
+        if self._closed:
             return None
         room, resting = self._free(), self._links.resting().values()
-        if not room:
+        if not room and self._settings.dispatch:
             return min(resting, default=None)
         with anyio.CancelScope(shield=True):  # what is claimed has to be run or released
             claims = await self._tasks.claim(room, self._settings.lease_s, self._clock())
@@ -174,6 +174,9 @@ class Dispatcher:
         return min((*resting, *expiry), default=None)
 
     def _free(self, leaving: Link | None = None) -> list[Slot]:
+        """Slots with room. None where dispatch is off: a claim without slots still returns expired leases."""
+        if not self._settings.dispatch:
+            return []
         evidence = self._links.evidence()
         if leaving is not None:
             seen = evidence.get(leaving.slot.key)
@@ -240,7 +243,7 @@ class Dispatcher:
 
     def _own_slot(self, link: Link) -> list[Slot]:
         """The slot that is being given back, if its instance can go on."""
-        if self._closed or not self._settings.dispatch or link.gone.is_set():
+        if self._closed or link.gone.is_set():
             return []
         own = link.slot.generation
         return [slot for slot in self._free(leaving=link) if slot.generation == own][:1]

@@ -115,9 +115,9 @@ async def test_at_most_two_prompts_are_in_flight_on_one_instance(tmp_path: Path,
 
             async def all_done() -> bool:
                 nonlocal most
-                states = [(await bench.task(t)).status for t in tasks]
-                most = max(most, states.count(TaskState.PROCESSING))
-                return all(state is TaskState.COMPLETED for state in states)
+                counts = await bench.stores.tasks.stats()  # one consistent look, not one task after another
+                most = max(most, counts.processing)
+                return counts.completed == len(tasks)
 
             await eventually(all_done)
             assert most == 2
@@ -417,3 +417,14 @@ async def test_idle_means_idle(tmp_path: Path, fakes: Fakes) -> None:
             after = os.times()
             assert calls == settled
             assert (after.user - ticks.user) + (after.system - ticks.system) < 0.2
+
+
+async def test_without_dispatch_expired_leases_of_outside_workers_still_return(tmp_path: Path, fakes: Fakes) -> None:
+    async with rig(tmp_path, dispatch=False) as bench:
+        bench.publish()
+        async with bench.dispatcher():
+            task = await bench.enqueue(sleep(0.1))
+            claim = await bench.stores.tasks.fetch("worker", None, None, {}, 0.3, now())
+            assert claim is not None
+            bench.live.task_wake.set()
+            await bench.until_state(task, TaskState.PENDING)
