@@ -33,6 +33,7 @@ def main() -> int:
         except Unavailable as reason:
             print(f"{group}: not measured: {reason}", file=sys.stderr)
             return 2
+        result.goals = [goal for goal in result.goals if not rows or goal.row in rows]
         print(table.shown(result, given.markdown), f"\n({time.monotonic() - started:.0f} s)\n", flush=True)
     return 0
 

@@ -129,13 +129,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def spawn(argv: Sequence[str | Path], output: Path, cwd: Path | None = None, **environ: str) -> subprocess.Popen[bytes]:
-    """A program in a session of its own; what it prints is appended to `output`."""
+def spawn(argv: Sequence[str | Path], output: Path, **environ: str) -> subprocess.Popen[bytes]:
+    """A program in a session of its own, run where `output` lies; what it prints is appended to `output`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COMFYD_", "COMFYUI_"))}
     with output.open("ab") as out:
         return subprocess.Popen(
             [str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            cwd=cwd or output.parent, env={**kept, **environ}, start_new_session=True,
+            cwd=output.parent, env={**kept, **environ}, start_new_session=True,
         )  # fmt: skip
 
 

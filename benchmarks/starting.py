@@ -9,8 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.harness import (
-    PEERS, REPOSITORY, Goal, Options, Result, Samples, comfyd_argv, end, free_port, goal_below, rss_kib, spawn,
-    temporary_root, until,
+    PEERS,
+    REPOSITORY,
+    Goal,
+    Options,
+    Result,
+    Samples,
+    comfyd_argv,
+    end,
+    free_port,
+    goal_below,
+    rss_kib,
+    spawn,
+    temporary_root,
+    until,
 )  # fmt: skip
 from comfyd.host import clock
 from comfyd.model.base import Now

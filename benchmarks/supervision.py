@@ -9,9 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness import (
-    Goal, Options, Result, Samples, cpu_s, end, goal_below, rss_kib, switches, temporary_root,
+    Goal,
+    Options,
+    Result,
+    Samples,
+    cpu_s,
+    end,
+    goal_below,
+    rss_kib,
+    switches,
+    temporary_root,
 )  # fmt: skip
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems import SYSTEMS
+from benchmarks.systems.base import System
 from benchmarks.systems.comfyd import Comfyd
 from benchmarks.world import World, build_child
 
@@ -28,7 +38,7 @@ class Session:
 
     def __init__(self, system: System, n: int, options: Options, samples: Samples) -> None:
         self.system, self.world, self.n, self.options, self.samples = system, system.world, n, options, samples
-        self.base = {number: 0 for number in range(n)}
+        self.base = dict.fromkeys(range(n), 0)
         self.limit_s = 5.0 if options.quick else 20.0
         self.again = 1 if options.quick else 3
 
@@ -167,8 +177,7 @@ def run(options: Options) -> Result:
                     if round_ == 0 or not kind.slow:
                         with open_system(kind, child) as system:
                             Session(system, n, options, samples).measure()
-    goals = [goal for goal in _goals(samples, sizes) if not options.rows or goal.row in options.rows]
-    return Result("A. Process supervision", samples, goals)
+    return Result("A. Process supervision", samples, list(_goals(samples, sizes)))
 
 
 def _goals(s: Samples, sizes: tuple[int, ...]) -> Iterator[Goal]:
@@ -198,7 +207,9 @@ def _goals(s: Samples, sizes: tuple[int, ...]) -> Iterator[Goal]:
     yield goal_below("A5", f"idle CPU, {n} children", s.median(f"A5 idle CPU (%), N={n}", "comfyd"), 0.3, "%")
     wakes = s.median(f"A5 wake-ups of the main thread (1/s), N={n}", "comfyd")
     yield goal_below("A5", f"wake-ups of the loop thread, {n} children", wakes, 2, "/s")
-    yield goal_below("A5", f"RSS per child, {n} children", s.median(f"A5 RSS per child (KiB), N={n}", "comfyd"), 25, "KiB")
+    yield goal_below(
+        "A5", f"RSS per child, {n} children", s.median(f"A5 RSS per child (KiB), N={n}", "comfyd"), 25, "KiB"
+    )
     yield goal_below("A6", f"shutdown, {most} children", s.median(f"A6 shutdown (ms), N={most}", "comfyd"), 100, "ms")
 
 

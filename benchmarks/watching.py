@@ -7,8 +7,9 @@ import statistics
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import watchfiles
 
@@ -18,7 +19,7 @@ from comfyd.settings import Settings
 
 ROWS = ("G1",)
 IN_MOVED_TO = 0x80
-Watch = Callable[[Path, Callable[[], None]], Awaitable[None]]
+Watch = Callable[[Path, Callable[[], None]], Coroutine[Any, Any, None]]
 """Calls back at each delivery, until it is cancelled."""
 
 
@@ -78,7 +79,7 @@ async def _measure(watch: Watch, folder: Path, events: int) -> list[float]:
     heard = asyncio.Event()
     _Stop.event = asyncio.Event()
     (folder / "watched").write_text("0")
-    watching = asyncio.create_task(watch(folder, heard.set))  # type: ignore[arg-type]
+    watching = asyncio.create_task(watch(folder, heard.set))
     await asyncio.sleep(0.5)
     times: list[float] = []
     for turn in range(events):
