@@ -11,13 +11,15 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from comfyd.model.task import Event
+from comfyd.store.insert import Insert
 
 __all__ = ["Ledger", "Transaction", "dump", "from_json", "storable"]
 
-_INSERT_EVENT = "INSERT INTO event (seq, at, type, subject, data) VALUES (?, ?, ?, ?, ?)"
-_ADD_TALLY = (
-    "INSERT INTO tally (environment, workflow_name, state, n) VALUES (?, ?, ?, ?) "
-    "ON CONFLICT (environment, workflow_name, state) DO UPDATE SET n = n + excluded.n"
+_INSERT_EVENTS = Insert("event (seq, at, type, subject, data)", "(?, ?, ?, ?, ?)")
+_ADD_TALLY = Insert(
+    "tally (environment, workflow_name, state, n)",
+    "(?, ?, ?, ?)",
+    "ON CONFLICT (environment, workflow_name, state) DO UPDATE SET n = n + excluded.n",
 )
 
 
@@ -83,6 +85,10 @@ class Transaction:
         """Change the number of tasks in `state` by n."""
         self._moves.append((environment, workflow, state, n))
 
+    def changes(self) -> tuple[int, int, int]:
+        """Differs after anything was changed."""
+        return self.db.total_changes, *self.mark()
+
     def mark(self) -> tuple[int, int]:
         return len(self._events), len(self._moves)
 
@@ -94,13 +100,10 @@ class Transaction:
     def flush(self) -> tuple[int, int]:
         """Write what was gathered. Returns (last, oldest) seq, to be set once COMMIT has succeeded."""
         last = self._base + len(self._events)
-        if self._events:
-            self.db.executemany(_INSERT_EVENT, self._events)
+        _INSERT_EVENTS(self.db, self._events)
         sums: dict[tuple[str, str, str], int] = {}
         for environment, workflow, state, n in self._moves:
             key = (environment, workflow, state)
             sums[key] = sums.get(key, 0) + n
-        for key, n in sums.items():
-            if n:
-                self.db.execute(_ADD_TALLY, (*key, n))
+        _ADD_TALLY(self.db, [(*key, n) for key, n in sums.items() if n])
         return last, self._ledger.trim(self.db, last)

@@ -59,28 +59,12 @@ class SqliteTasks:
         return Clock.of(self._boot_id, now)
 
     async def enqueue(self, new: NewTask, now: Now) -> tuple[Task, bool]:
-        clock, task_id, params = self._clock(now), new_task_id(), dump(new.params)
-        values = {
-            "task_id": task_id,
-            "workflow_name": new.workflow_name,
-            "environment": new.environment,
-            "priority": new.priority,
-            "user_id": new.user_id,
-            "now_us": clock.us,
-            "rank_cost": new.rank_cost,
-            "max_attempts": new.max_attempts,
-            "created_at": clock.ms,
-            "callback_url": new.callback_url,
-            "idempotency_key": new.idempotency_key,
-            "body_digest": new.body_digest,
-        }
-        number, made = await self._writer.write(
-            lambda tx: task_queue.enqueue(tx, new, values, params, clock),
-            before=_enqueue_before,
-            after=_enqueue_after,
+        entry = task_queue.Entry(new, new_task_id(), dump(new.params), self._clock(now))
+        number, made = await self._writer.write_shared(
+            task_queue.enqueue, entry, before=_enqueue_before, after=_enqueue_after
         )
         if made:
-            return task_of_new(new, task_id, number, clock.ms), True
+            return task_of_new(new, entry.task_id, number, entry.clock.ms), True
         return await self._writer.read(lambda db: task_read.by_seq(db, number)), False
 
     async def get(self, task_id: str) -> Task:

@@ -10,40 +10,20 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from comfyd.errors import ComfydError, StoreError
+from comfyd.store.batch import NO_ITEM, Operation, perform_apart, perform_together
 from comfyd.store.database import connect, is_doubtful, is_unusable, prepare, sound, store_error
 from comfyd.store.ledger import Ledger, Transaction
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 MAX_BATCH: Final = 500
 CHECKPOINT_AFTER: Final = 2000
 """Row changes after which an idle writer moves the log into the database, so that no caller's COMMIT has to."""
-
-
-class _Operation(Generic[T]):
-    """One queued call. before, after: what to run around the COMMIT it is part of (failpoints)."""
-
-    __slots__ = ("after", "before", "call", "error", "future", "result", "writes")
-
-    def __init__(
-        self,
-        call: Callable[[Any], T],
-        future: "asyncio.Future[T]",
-        writes: bool,
-        before: Callable[[], None] | None,
-        after: Callable[[], None] | None,
-    ) -> None:
-        self.call = call
-        self.future = future
-        self.writes = writes
-        self.before = before
-        self.after = after
-        self.result: T | None = None
-        self.error: BaseException | None = None
 
 
 class Writer:
@@ -59,7 +39,7 @@ class Writer:
         self.last_event = 0
         self._busy_timeout_s = busy_timeout_s
         self._ledger = Ledger(event_rows)
-        self._queue: queue.SimpleQueue[_Operation[Any] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Operation[Any] | None] = queue.SimpleQueue()
         self._db: sqlite3.Connection | None = None
         self._refused: StoreError | None = None
         self._doubtful = False
@@ -98,22 +78,38 @@ class Writer:
         after: Callable[[], None] | None = None,
     ) -> "asyncio.Future[T]":
         """Queue a write. The future has its result once it is on disk; cancelling the future does not undo it."""
-        return self._put(call, True, before, after)
+        return self._put(call, True, NO_ITEM, before, after)
+
+    def write_shared(
+        self,
+        call: Callable[[Transaction, Sequence[Item]], Sequence[T | Exception]],
+        item: Item,
+        *,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> "asyncio.Future[T]":
+        """`write` for a call that many make at the same time: it gets the items of neighbours at once.
+
+        It returns for each item its result, or the error of an item that has changed nothing. If it raises, nothing
+        of it is kept and each item is tried alone.
+        """
+        return self._put(call, True, item, before, after)
 
     def read(self, call: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
-        return self._put(call, False, None, None)
+        return self._put(call, False, NO_ITEM, None, None)
 
     def _put(
         self,
-        call: Callable[[Any], T],
+        call: Callable[..., Any],
         writes: bool,
+        item: object,
         before: Callable[[], None] | None,
         after: Callable[[], None] | None,
-    ) -> "asyncio.Future[T]":
+    ) -> "asyncio.Future[Any]":
         if self._closing or self._thread is None:
             raise StoreError("The database is closed: the daemon is shutting down.")
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Operation(call, future, writes, before, after))
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._queue.put(Operation(call, future, writes, item, before, after))
         return future
 
     async def wait_event(self, after: int) -> None:
@@ -149,8 +145,8 @@ class Writer:
         with contextlib.suppress(RuntimeError):  # the loop is gone: no one is left to be told
             self._loop.call_soon_threadsafe(function, *args)
 
-    def _gather(self) -> tuple[list[_Operation[Any]], bool]:
-        batch: list[_Operation[Any]] = []
+    def _gather(self) -> tuple[list[Operation[Any]], bool]:
+        batch: list[Operation[Any]] = []
         try:
             operation = self._queue.get()
             while operation is not None:
@@ -162,7 +158,7 @@ class Writer:
             return batch, True
         return batch, False
 
-    def _execute(self, batch: list[_Operation[Any]]) -> None:
+    def _execute(self, batch: list[Operation[Any]]) -> None:
         writes = [o for o in batch if o.writes]
         reads = [o for o in batch if not o.writes]
         if writes:
@@ -174,13 +170,14 @@ class Writer:
         if writes and self._queue.empty():
             self._checkpoint()
 
-    def _commit(self, operations: list[_Operation[Any]]) -> None:
+    def _commit(self, operations: list[Operation[Any]]) -> None:
         try:
             db = self._connection()
-            db.execute("BEGIN IMMEDIATE")
-            transaction = Transaction(db, self._ledger)
-            for operation in operations:
-                self._savepoint(transaction, operation)
+            transaction = self._transaction(db)
+            if not perform_together(transaction, operations):
+                db.execute("ROLLBACK")
+                transaction = self._transaction(db)
+                perform_apart(transaction, operations)
             last, oldest = transaction.flush()
             for operation in operations:
                 if operation.before and operation.error is None:
@@ -198,21 +195,11 @@ class Writer:
                 except Exception as error:
                     operation.error = error
 
-    def _savepoint(self, transaction: Transaction, operation: _Operation[Any]) -> None:
-        db = transaction.db
-        mark = transaction.mark()
-        db.execute("SAVEPOINT operation")
-        try:
-            operation.result = operation.call(transaction)
-        except Exception as error:
-            if is_unusable(error):
-                raise
-            operation.error = error
-            transaction.back_to(mark)
-            db.execute("ROLLBACK TO operation")
-        db.execute("RELEASE operation")
+    def _transaction(self, db: sqlite3.Connection) -> Transaction:
+        db.execute("BEGIN IMMEDIATE")
+        return Transaction(db, self._ledger)
 
-    def _fail(self, operations: list[_Operation[Any]], error: Exception) -> None:
+    def _fail(self, operations: list[Operation[Any]], error: Exception) -> None:
         """Nothing of this batch was stored as far as we know: say so to all, and trust this connection no more."""
         reason = error if isinstance(error, StoreError) else store_error(error, self.path)
         for operation in operations:
@@ -220,7 +207,7 @@ class Writer:
         self._doubtful = self._doubtful or is_doubtful(error)
         self._close(checkpoint=False)
 
-    def _read(self, operations: list[_Operation[Any]]) -> None:
+    def _read(self, operations: list[Operation[Any]]) -> None:
         for operation in operations:
             try:
                 operation.result = operation.call(self._connection())
@@ -267,7 +254,7 @@ class Writer:
         with contextlib.suppress(sqlite3.Error):
             db.close()
 
-    def _deliver(self, operations: list[_Operation[Any]], last_event: int) -> None:
+    def _deliver(self, operations: list[Operation[Any]], last_event: int) -> None:
         for operation in operations:
             if operation.future.done():  # its caller was cancelled
                 continue

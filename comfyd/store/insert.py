@@ -1,0 +1,26 @@
+"""Many rows in few statements: each statement gives up the interpreter lock and takes it back, which costs more than
+a row. OR FAIL, because otherwise SQLite copies every page before it changes it; whoever runs this takes back what an
+error leaves half done."""
+
+import sqlite3
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Final
+
+_SIZES: Final = (64, 16, 4, 1)
+
+
+class Insert:
+    """into: `table (columns)`; row: `(?, ...)` for one row; tail: what follows the rows (ON CONFLICT ...)."""
+
+    def __init__(self, into: str, row: str, tail: str = "") -> None:
+        self._texts = tuple(
+            (size, f"INSERT OR FAIL INTO {into} VALUES {', '.join([row] * size)} {tail}") for size in _SIZES
+        )
+
+    def __call__(self, db: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
+        start = 0
+        for size, text in self._texts:
+            while len(rows) - start >= size:
+                db.execute(text, list(chain.from_iterable(rows[start : start + size])))
+                start += size
