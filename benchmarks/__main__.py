@@ -34,7 +34,7 @@ def main() -> int:
             print(f"{group}: not measured: {reason}", file=sys.stderr)
             return 2
         result.goals = [goal for goal in result.goals if not rows or goal.row in rows]
-        print(table.shown(result, given.markdown), f"\n({time.monotonic() - started:.0f} s)\n", flush=True)
+        print(table.shown(result, given.markdown), f"({time.monotonic() - started:.0f} s)\n", sep="\n\n", flush=True)
     return 0
 
 

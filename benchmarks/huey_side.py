@@ -17,7 +17,7 @@ BODY = json.dumps({str(n): {"class_type": "ImageScaleBy", "inputs": {"image": ["
 def open_queue(name: str) -> tuple[Any, Any]:
     queue = SqliteHuey(name, filename=str(FOLDER / f"{name}.db"), fsync=True)
 
-    @queue.task()
+    @queue.task()  # type: ignore[untyped-decorator]
     def run(body: str) -> None:
         return None
 
