@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from comfyd.control.logkeeper import LogKeeper
 from comfyd.control.loop import Hands, Reconciler
 from comfyd.control.pen import Pen
 from comfyd.control.supervise import Supervisor
@@ -41,6 +42,9 @@ async def open_control(parts: ControlParts) -> AsyncIterator[None]:
         else:
             live.wake.set()
 
+    def logs() -> list[str]:
+        return [*supervisor.logs(), str(parts.facts.paths.log_dir / "comfyd.log")]
+
     pen = Pen(parts.node)
     supervisor = Supervisor(parts.facts.paths, live, pen, changed)
     reconciler = Reconciler(live, parts.node, supervisor, pen, parts.hands, parts.variables, parts.facts)
@@ -48,6 +52,7 @@ async def open_control(parts: ControlParts) -> AsyncIterator[None]:
     try:
         async with anyio.create_task_group() as watching:
             await supervisor.open(watching, await parts.node.facts("crash/"))
+            watching.start_soon(LogKeeper(logs).run_keeping)
             await reconciler.open()
             async with anyio.create_task_group() as deciding:
                 deciding.start_soon(pen.run_writing)

@@ -109,6 +109,10 @@ class Supervisor:
             last_start_mono=self._last_start, unrecorded=self._unrecorded,
         )  # fmt: skip
 
+    def logs(self) -> list[str]:
+        """The log files that running processes append to."""
+        return [run.spec.log for run in list(self._runs.values())]
+
     def refresh(self, wanted: ResolvedState) -> None:
         """Take over what may change without a restart (probe, grace) and forget keys that nobody declares."""
         declared = {wish.key: wish for wish in wanted.processes}
