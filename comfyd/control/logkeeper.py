@@ -9,7 +9,7 @@ from comfyd.logs import get_logger
 
 log = get_logger("comfyd.control")
 
-QUIET_S, BUSY_S = 10.0, 0.25
+QUIET_S, BUSY_S = 2.0, 0.25
 BUSY_BYTES_PER_S = 256 * 1024
 
 
