@@ -22,7 +22,7 @@ FAKE_COMFYUI_LOSE_HISTORY=1        remember no finished prompt
 FAKE_COMFYUI_IGNORE_PROMPT_ID=1    choose the prompt id itself
 FAKE_COMFYUI_SILENT_PROMPT=N       queue the Nth POST /prompt but never answer it
 FAKE_COMFYUI_DROP_PROMPT=N         neither queue nor answer the Nth POST /prompt
-FAKE_COMFYUI_JOURNAL=FILE          append one JSON line per accepted and per executed prompt (also GET /fake/journal)
+FAKE_COMFYUI_JOURNAL=FILE          append a JSON line for each prompt accepted or executed (also GET /fake/journal)
 """
 
 # ruff: noqa: ASYNC230, ASYNC240, E402
@@ -753,10 +753,11 @@ def parse_body(kind: str, payload: bytes) -> dict:
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
-def flood(megabytes: int) -> None:
+def flood(app: App, megabytes: int) -> None:
     line = "x" * 1023 + "\n"
     for _ in range(megabytes * 1024):
         sys.stdout.write(line)
+    app.note("flooded", "")
 
 
 def prepare_process() -> None:
@@ -805,7 +806,7 @@ async def serve_until(stopping: asyncio.Task) -> None:
     print(f"ComfyUI version: {VERSION}\nTo see the GUI go to: {url}", file=sys.stderr, flush=True)
     runner = asyncio.create_task(app.run_prompts())
     if quirk("FLOOD_MB"):
-        threading.Thread(target=flood, args=(int(quirk("FLOOD_MB")),), daemon=True).start()
+        threading.Thread(target=flood, args=(app, int(quirk("FLOOD_MB"))), daemon=True).start()
     if quirk("WEDGE_AFTER"):
         asyncio.get_running_loop().call_later(float(quirk("WEDGE_AFTER")), app.wedge, 0)
     await asyncio.wait([stopping, runner], return_when=asyncio.FIRST_COMPLETED)
