@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final
 
-_SIZES: Final = (64, 16, 4, 1)
+_SIZES: Final = (64, 32, 16, 8, 4, 2, 1)
 
 
 class Insert:

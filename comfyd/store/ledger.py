@@ -78,8 +78,11 @@ class Transaction:
 
     def note(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> None:
         """`event` for those that do not need the answer."""
-        seq = self._base + len(self._events) + 1
-        self._events.append((seq, wall, type_, subject, dump(data)))
+        self.note_text(type_, subject, dump(data), wall)
+
+    def note_text(self, type_: str, subject: str, data: str, wall: float) -> None:
+        """`note` with data as JSON text."""
+        self._events.append((self._base + len(self._events) + 1, wall, type_, subject, data))
 
     def count(self, environment: str, workflow: str, state: str, n: int) -> None:
         """Change the number of tasks in `state` by n."""

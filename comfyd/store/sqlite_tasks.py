@@ -18,7 +18,7 @@ from comfyd.model.task import (
     TaskPage,
     TaskStats,
 )
-from comfyd.store import task_external, task_finish, task_queue, task_read
+from comfyd.store import task_enqueue, task_external, task_finish, task_queue, task_read
 from comfyd.store.ledger import Transaction, dump
 from comfyd.store.task_rows import Clock, Term, claim_of, new_task_id, stale, task_of_new
 from comfyd.store.writer import Writer
@@ -59,9 +59,9 @@ class SqliteTasks:
         return Clock.of(self._boot_id, now)
 
     async def enqueue(self, new: NewTask, now: Now) -> tuple[Task, bool]:
-        entry = task_queue.Entry(new, new_task_id(), dump(new.params), self._clock(now))
+        entry = task_enqueue.Entry(new, new_task_id(), dump(new.params), self._clock(now))
         number, made = await self._writer.write_shared(
-            task_queue.enqueue, entry, before=_enqueue_before, after=_enqueue_after
+            task_enqueue.enqueue, entry, before=_enqueue_before, after=_enqueue_after
         )
         if made:
             return task_of_new(new, entry.task_id, number, entry.clock.ms), True

@@ -1,25 +1,14 @@
-"""Statements that put tasks in, lease them out and take expired leases back. Each runs inside one savepoint."""
+"""Statements that lease tasks out and take expired leases back. Each is one operation."""
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
-from comfyd.errors import ComfydError
-from comfyd.model.task import NewTask, Outcome, Slot, TaskState
-from comfyd.store.insert import Insert
+from comfyd.model.task import Outcome, Slot, TaskState
 from comfyd.store.ledger import Transaction
 from comfyd.store.task_finish import put_back
 from comfyd.store.task_rows import ALL, SHOWN, Clock, Term, find, moved, stale
 
 # INDEXED BY: without statistics the planner may prefer the index on state, which grows with the queue.
-_ENQUEUE = Insert(
-    "task (seq, task_id, workflow_name, environment, state, priority, user_id, rank, max_attempts, "
-    "created_at, callback_url, idempotency_key, body_digest)",
-    "(?, ?, ?, ?, 'PENDING', ?, ?, ?, ?, ?, ?, ?, ?)",
-)
-_PARAMS = Insert("task_params (seq, json)", "(?, ?)")
-_TOP = "SELECT max(rank) FROM task INDEXED BY task_lane WHERE finished_at IS NULL AND user_id IS ? AND priority = ?"
-_SAME_KEY = "SELECT seq, body_digest FROM task WHERE idempotency_key = ?"
 _CLAIM = f"""
 UPDATE task SET state = 'PROCESSING', attempts = attempts + 1, started_at = :now_ms, message = NULL, holder = NULL,
     node_id = :node_id, slot = :slot, generation = :generation, instance = :instance, target_port = :port,
@@ -49,88 +38,6 @@ _NEXT_ENVIRONMENT = (
     "SELECT min(environment) FROM task INDEXED BY task_queue WHERE state = 'PENDING' AND environment > ?"
 )
 _RENEW = "UPDATE task SET state = ?, lease_boot = ?, lease_mono = ?, lease_expires_at = ? WHERE seq = ?"
-
-
-class Entry(NamedTuple):
-    """What one caller wants stored. params: as JSON text."""
-
-    new: NewTask
-    task_id: str
-    params: str
-    clock: Clock
-
-
-def enqueue(tx: Transaction, entries: Sequence[Entry]) -> list[tuple[int, bool] | ComfydError]:
-    """For each entry (rank, True), or (seq of the task that the same key made, False), or idempotency_mismatch."""
-    seq = tx.db.execute("SELECT max(seq) FROM task").fetchone()[0] or 0
-    lanes: dict[tuple[str | None, str], int] = {}
-    keys: dict[str, tuple[int, str]] = {}
-    tasks: list[tuple[Any, ...]] = []
-    params: list[tuple[int, str]] = []
-    results: list[tuple[int, bool] | ComfydError] = []
-    for entry in entries:
-        new = entry.new
-        known = None if new.idempotency_key is None else _same_key(tx.db, new, keys)
-        if known is not None:
-            results.append((known, False) if isinstance(known, int) else known)
-            continue
-        seq += 1
-        rank = _rank(tx.db, entry, lanes)
-        if new.idempotency_key is not None:
-            keys[new.idempotency_key] = (seq, new.body_digest)
-        tasks.append(_task_row(seq, rank, entry))
-        params.append((seq, entry.params))
-        tx.note("task", entry.task_id, _created(new), entry.clock.wall)
-        tx.count(new.environment, new.workflow_name, "PENDING", 1)
-        results.append((rank, True))
-    _ENQUEUE(tx.db, tasks)
-    _PARAMS(tx.db, params)
-    return results
-
-
-def _same_key(db: sqlite3.Connection, new: NewTask, keys: Mapping[str, tuple[int, str]]) -> int | ComfydError | None:
-    """seq of the task that this key made, in the table or in this batch, or idempotency_mismatch."""
-    key = new.idempotency_key or ""
-    known = keys.get(key) or db.execute(_SAME_KEY, (key,)).fetchone()
-    if known is None:
-        return None
-    seq, digest = known
-    if digest != new.body_digest:
-        return ComfydError(
-            "This Idempotency-Key was used with another body; send a new key.", code="idempotency_mismatch"
-        )
-    return int(seq)
-
-
-def _rank(db: sqlite3.Connection, entry: Entry, lanes: dict[tuple[str | None, str], int]) -> int:
-    lane = entry.new.user_id, entry.new.priority
-    top = lanes.get(lane)
-    if top is None:
-        top = db.execute(_TOP, lane).fetchone()[0] or 0
-    lanes[lane] = rank = max(entry.clock.us, top) + entry.new.rank_cost
-    return rank
-
-
-def _task_row(seq: int, rank: int, entry: Entry) -> tuple[Any, ...]:
-    new = entry.new
-    return (
-        seq,
-        entry.task_id,
-        new.workflow_name,
-        new.environment,
-        new.priority,
-        new.user_id,
-        rank,
-        new.max_attempts,
-        entry.clock.ms,
-        new.callback_url,
-        new.idempotency_key,
-        new.body_digest,
-    )
-
-
-def _created(new: NewTask) -> dict[str, str | None]:
-    return {"from": None, "to": "PENDING", "workflow": new.workflow_name, "instance": None, "message": None}
 
 
 def take_back(tx: Transaction, clock: Clock) -> None:

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
+import os
 import secrets
 import sqlite3
-from dataclasses import dataclass
-from typing import Any, Final
-from uuid import uuid4
+from typing import Any, Final, NamedTuple
 
 from comfyd.errors import ComfydError
 from comfyd.model.base import Now
@@ -23,8 +22,7 @@ ALL: Final = f"{SHOWN}, holder, token, lost_token, done_token, done_digest"
 _LEASED: Final = frozenset({TaskState.FETCHED, TaskState.PROCESSING})
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(NamedTuple):
     """`now` of one call in the units of the table, and the boot that `mono` belongs to."""
 
     boot: str
@@ -38,8 +36,7 @@ class Clock:
         return cls(boot, now.mono, int(now.wall * 1000), int(now.wall * 1_000_000), now.wall)
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """A lease as it is written: a fresh token and both expiries."""
 
     token: str
@@ -53,7 +50,11 @@ class Term:
 
 
 def new_task_id() -> str:
-    return f"task_{uuid4().hex}"
+    """`task_` and a uuid4 in hex, made here because uuid.uuid4() takes three times as long."""
+    number = bytearray(os.urandom(16))
+    number[6] = number[6] & 0x0F | 0x40
+    number[8] = number[8] & 0x3F | 0x80
+    return f"task_{number.hex()}"
 
 
 def digest(outcome: Outcome) -> str:
@@ -129,18 +130,20 @@ def task_of(row: sqlite3.Row) -> Task:
 
 def task_of_new(new: NewTask, task_id: str, rank: int, created_at: int) -> Task:
     """What was just stored, without reading it back."""
-    return Task(
-        task_id=task_id,
-        workflow_name=new.workflow_name,
-        environment=new.environment,
-        status=TaskState.PENDING,
-        params=new.params,
-        priority=new.priority,
-        rank=rank,
-        user_id=new.user_id,
-        max_attempts=new.max_attempts,
-        created_at=created_at,
-        callback_url=new.callback_url,
+    return Task.model_validate(
+        {
+            "task_id": task_id,
+            "workflow_name": new.workflow_name,
+            "environment": new.environment,
+            "status": TaskState.PENDING,
+            "params": new.params,
+            "priority": new.priority,
+            "rank": rank,
+            "user_id": new.user_id,
+            "max_attempts": new.max_attempts,
+            "created_at": created_at,
+            "callback_url": new.callback_url,
+        }
     )
 
 
