@@ -143,13 +143,14 @@ def test_without_an_instance_the_config_port_is_the_target(curl: Curl) -> None:
 
 
 def test_ready_instances_are_targets_by_load_and_fetched_tasks_are_load(clean: Daemon, curl: Curl) -> None:
-    for _ in range(3):
+    for _ in range(4):
         create(curl)
+    first, second = curl.moved[3001], curl.moved[3002]
     clean.post("/api/comfyui/instances/1/start")
-    assert curl.get("/comfyui-fetch-task")["target_port"] == curl.moved[3002]
+    assert curl.get("/comfyui-fetch-task")["target_port"] == second, "the only ready one"
     clean.post("/api/comfyui/instances/0/start")
-    assert curl.get("/comfyui-fetch-task")["target_port"] == curl.moved[3001]
-    assert curl.get("/comfyui-fetch-task")["target_port"] in {curl.moved[3001], curl.moved[3002]}
+    targets = [curl.get("/comfyui-fetch-task")["target_port"] for _ in range(3)]
+    assert targets == [first, first, second], "the idle one, of equals the lower id, the less loaded one"
 
 
 def test_dispatch_off_leaves_tasks_to_fetchers(clean: Daemon, curl: Curl) -> None:
