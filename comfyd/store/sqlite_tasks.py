@@ -1,7 +1,6 @@
 """TaskStore on the embedded database: each method is one operation on the writer thread."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 from uuid import uuid4
 
 from comfyd.failpoint import failpoint
@@ -20,10 +19,10 @@ from comfyd.model.task import (
 )
 from comfyd.store import task_enqueue, task_external, task_finish, task_queue, task_read
 from comfyd.store.ledger import Transaction, dump
-from comfyd.store.task_rows import Clock, Term, claim_of, new_task_id, stale, task_of_new
+from comfyd.store.task_rows import Clock, TaskRow, Term, claim_of, new_task_id, stale, task_of, task_of_new
 from comfyd.store.writer import Writer
 
-T = TypeVar("T")
+Granted = list[tuple[TaskRow, Term, Slot]]
 
 
 def _enqueue_before() -> None:
@@ -87,16 +86,12 @@ class SqliteTasks:
         return None if at is None else at - now.mono
 
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
-        return await self._writer.write(self._claim(slots, lease_s, self._clock(now)), after=_leased)
+        granted = await self._writer.write(self._claim(slots, lease_s, self._clock(now)), after=_leased)
+        return _claims(granted)
 
-    def _claim(self, slots: Sequence[Slot], lease_s: float, clock: Clock) -> Callable[[Transaction], tuple[Claim, ...]]:
+    def _claim(self, slots: Sequence[Slot], lease_s: float, clock: Clock) -> Callable[[Transaction], Granted]:
         wanted = [(slot, Term.after(clock, lease_s), str(uuid4())) for slot in slots]
-
-        def run(tx: Transaction) -> tuple[Claim, ...]:
-            granted = task_queue.claim(tx, wanted, self._node_id, clock)
-            return tuple(claim_of(row, term, slot) for row, term, slot in granted)
-
-        return run
+        return lambda tx: task_queue.claim(tx, wanted, self._node_id, clock)
 
     async def fetch(
         self,
@@ -110,11 +105,10 @@ class SqliteTasks:
         clock = self._clock(now)
         term = Term.after(clock, lease_s)
 
-        def run(tx: Transaction) -> Claim | None:
-            row = task_queue.fetch(tx, caller, workflow_names, environments, targets, term, clock)
-            return None if row is None else claim_of(row, term, None)
-
-        return await self._writer.write(run, after=_leased)
+        row = await self._writer.write(
+            lambda tx: task_queue.fetch(tx, caller, workflow_names, environments, targets, term, clock), after=_leased
+        )
+        return None if row is None else claim_of(row, term, None)
 
     async def renew(self, lease: Lease, lease_s: float, now: Now) -> Lease:
         clock = self._clock(now)
@@ -128,14 +122,11 @@ class SqliteTasks:
             lease.task_id, lambda tx: task_finish.finish(tx, lease.task_id, lease.token, outcome, clock)
         )
 
-    async def _settle(self, task_id: str, act: Callable[[Transaction], task_finish.Late | None]) -> Task:
-        def run(tx: Transaction) -> Task | None:
-            return None if act(tx) else task_read.one(tx.db, task_id)
-
-        task = await self._writer.write(run, after=_finished)
-        if task is None:
+    async def _settle(self, task_id: str, act: Callable[[Transaction], TaskRow | task_finish.Late]) -> Task:
+        row = await self._writer.write(act, after=_finished)
+        if isinstance(row, task_finish.Late):
             raise stale(task_id)
-        return task
+        return task_of(row)
 
     async def finish_and_claim(
         self, lease: Lease, outcome: Outcome, slots: Sequence[Slot], lease_s: float, now: Now
@@ -143,16 +134,14 @@ class SqliteTasks:
         clock = self._clock(now)
         claim = self._claim(slots, lease_s, clock)
 
-        def run(tx: Transaction) -> tuple[Task, tuple[Claim, ...]] | None:
-            if task_finish.finish(tx, lease.task_id, lease.token, outcome, clock):
-                return None
-            finished = task_read.one(tx.db, lease.task_id)
-            return finished, claim(tx)
+        def run(tx: Transaction) -> tuple[TaskRow, Granted] | None:
+            row = task_finish.finish(tx, lease.task_id, lease.token, outcome, clock)
+            return None if isinstance(row, task_finish.Late) else (row, claim(tx))
 
         both = await self._writer.write(run, after=_finished_and_leased)
         if both is None:
             raise stale(lease.task_id)
-        return both
+        return task_of(both[0]), _claims(both[1])
 
     async def update(self, change: ExternalUpdate, lease_s: float, now: Now) -> Task:
         clock = self._clock(now)
@@ -165,14 +154,9 @@ class SqliteTasks:
     async def retry(self, task_id: str, now: Now) -> Task:
         return await self._by_hand(task_finish.retry, task_id, now)
 
-    async def _by_hand(self, act: Callable[[Transaction, str, Clock], None], task_id: str, now: Now) -> Task:
+    async def _by_hand(self, act: Callable[[Transaction, str, Clock], TaskRow], task_id: str, now: Now) -> Task:
         clock = self._clock(now)
-
-        def run(tx: Transaction) -> Task:
-            act(tx, task_id, clock)
-            return task_read.one(tx.db, task_id)
-
-        return await self._writer.write(run)
+        return task_of(await self._writer.write(lambda tx: act(tx, task_id, clock)))
 
     async def clear(self) -> int:
         return await self._writer.write(task_read.clear)
@@ -180,8 +164,12 @@ class SqliteTasks:
     async def recover(self, node_id: str, lease_s: float, now: Now) -> tuple[Claim, ...]:
         clock = self._clock(now)
 
-        def run(tx: Transaction) -> tuple[Claim, ...]:
-            found = task_queue.recover(tx, node_id, lambda: Term.after(clock, lease_s), clock)
-            return tuple(claim_of(row, term, None) for row, term in found)
+        found = await self._writer.write(
+            lambda tx: task_queue.recover(tx, node_id, lambda: Term.after(clock, lease_s), clock), after=_leased
+        )
+        return tuple(claim_of(row, term, None) for row, term in found)
 
-        return await self._writer.write(run, after=_leased)
+
+def _claims(granted: Granted) -> tuple[Claim, ...]:
+    """Made here and not by the writer, which others wait for."""
+    return tuple(claim_of(row, term, slot) for row, term, slot in granted)

@@ -1,49 +1,34 @@
 """Statements by which a task leaves its holder: finished, put back, cancelled, or retried by hand."""
 
-import sqlite3
 from typing import Final
 
 from comfyd.model.task import TERMINAL, Outcome, TaskState
 from comfyd.store.ledger import Transaction, dump, storable
-from comfyd.store.task_rows import Clock, digest, find, illegal, moved, stale
+from comfyd.store.task_rows import Clock, TaskRow, change, digest, find, illegal, moved, stale
 
 MAX_INFRA_LOSSES: Final = 10
 """How often a task may come back uncharged; the next loss fails it."""
 
-_END = """
-UPDATE task SET state = ?, finished_at = ?, message = ?, output = ?, attempts = ?, infra_losses = ?,
-    lost_token = ?, token = NULL, lease_boot = NULL, lease_mono = NULL, lease_expires_at = NULL,
-    done_token = ?, done_digest = ?
-WHERE seq = ?
-"""
-_RELEASE = """
-UPDATE task SET state = 'PENDING', message = ?, attempts = ?, infra_losses = ?, token = ?, lease_boot = NULL,
-    lease_mono = NULL, lease_expires_at = NULL, done_token = ?, done_digest = ?
-WHERE seq = ?
-"""
-_RETRY = """
-UPDATE task SET state = 'PENDING', attempts = 0, infra_losses = 0, cancel_requested = 0, started_at = NULL,
-    finished_at = NULL, message = NULL, output = NULL, prompt_id = NULL, holder = NULL, lost_token = NULL,
-    done_token = NULL, done_digest = NULL
-WHERE seq = ?
-"""
+_NO_LEASE: Final[dict[str, None]] = {"lease_boot": None, "lease_mono": None, "lease_expires_at": None}
 
 
 class Late:
     """A result that came too late: kept as an event, refused as a result."""
 
 
-def finish(tx: Transaction, task_id: str, token: str, outcome: Outcome, clock: Clock) -> Late | None:
-    """Apply `outcome` if `token` is the current one; do nothing if this very report was applied before."""
+def finish(tx: Transaction, task_id: str, token: str, outcome: Outcome, clock: Clock) -> TaskRow | Late:
+    """Apply `outcome` if `token` is the current one; do nothing if this very report was applied before.
+
+    Returns the row as it is now.
+    """
     outcome = storable_outcome(outcome)
     row = find(tx.db, task_id)
     if outcome.state not in TERMINAL and outcome.state is not TaskState.PENDING:
         raise illegal(task_id, row["state"], outcome.state)
     if row["token"] == token:
-        settle(tx, row, outcome, clock)
-        return None
+        return settle(tx, row, outcome, clock)
     if row["done_token"] == token and row["done_digest"] == digest(outcome):
-        return None
+        return row
     return refuse(tx, row, token, outcome, clock)
 
 
@@ -53,25 +38,24 @@ def storable_outcome(outcome: Outcome) -> Outcome:
     return outcome.model_copy(update={"message": storable(outcome.message)})
 
 
-def refuse(tx: Transaction, row: sqlite3.Row, token: str | None, outcome: Outcome, clock: Clock) -> Late:
+def refuse(tx: Transaction, row: TaskRow, token: str | None, outcome: Outcome, clock: Clock) -> Late:
     """Keep the result of the lease that was displaced last, once; raise stale_lease for any other."""
     if token is None or row["lost_token"] != token:
         raise stale(row["task_id"])
-    tx.db.execute("UPDATE task SET lost_token = NULL WHERE seq = ?", (row["seq"],))
+    change(tx, row, lost_token=None)
     data = {"state": outcome.state.value, "message": outcome.message, "output": outcome.output}
     tx.note("task_late", row["task_id"], data, clock.wall)
     return Late()
 
 
-def settle(tx: Transaction, row: sqlite3.Row, outcome: Outcome, clock: Clock, finished_at: int | None = None) -> None:
+def settle(tx: Transaction, row: TaskRow, outcome: Outcome, clock: Clock, finished_at: int | None = None) -> TaskRow:
     """The holder of the current lease ends its attempt."""
     if outcome.state is TaskState.PENDING:
-        put_back(tx, row, outcome, clock)
-    else:
-        _end(tx, row, outcome, clock, finished_at=finished_at)
+        return put_back(tx, row, outcome, clock)
+    return _end(tx, row, outcome, clock, finished_at=finished_at)
 
 
-def put_back(tx: Transaction, row: sqlite3.Row, outcome: Outcome, clock: Clock, keep_token: bool = False) -> None:
+def put_back(tx: Transaction, row: TaskRow, outcome: Outcome, clock: Clock, keep_token: bool = False) -> TaskRow:
     """Back to the queue, or to the end that is due: cancelled if so asked, failed if a budget is used up.
 
     keep_token: the lease ran out; its holder may still come back.
@@ -81,15 +65,17 @@ def put_back(tx: Transaction, row: sqlite3.Row, outcome: Outcome, clock: Clock, 
         attempts, losses = max(0, attempts - 1), losses + 1
     ending = _ending(row, outcome, attempts, losses)
     if ending is not None:
-        _end(tx, row, outcome, clock, ending, (attempts, losses), lost=keep_token)
-        return
-    token, done = (row["token"], (row["done_token"], row["done_digest"])) if keep_token else (None, _done(row, outcome))
-    tx.db.execute(_RELEASE, (outcome.message, attempts, losses, token, *done, row["seq"]))
+        return _end(tx, row, outcome, clock, ending, (attempts, losses), lost=keep_token)
+    kept: dict[str, str | None] = {} if keep_token else {"token": None, **_done(row, outcome)}
+    now = change(
+        tx, row, state="PENDING", message=outcome.message, attempts=attempts, infra_losses=losses, **_NO_LEASE, **kept
+    )
     if row["state"] != TaskState.PENDING:
         moved(tx, row, TaskState.PENDING, outcome.message, clock.wall)
+    return now
 
 
-def _ending(row: sqlite3.Row, outcome: Outcome, attempts: int, losses: int) -> tuple[TaskState, str | None] | None:
+def _ending(row: TaskRow, outcome: Outcome, attempts: int, losses: int) -> tuple[TaskState, str | None] | None:
     if row["cancel_requested"]:
         return TaskState.CANCELLED, outcome.message
     reason = f" Last: {outcome.message}" if outcome.message else ""
@@ -100,13 +86,13 @@ def _ending(row: sqlite3.Row, outcome: Outcome, attempts: int, losses: int) -> t
     return None
 
 
-def _done(row: sqlite3.Row, outcome: Outcome) -> tuple[str | None, str]:
-    return row["token"], digest(outcome)
+def _done(row: TaskRow, outcome: Outcome) -> dict[str, str | None]:
+    return {"done_token": row["token"], "done_digest": digest(outcome)}
 
 
 def _end(
     tx: Transaction,
-    row: sqlite3.Row,
+    row: TaskRow,
     outcome: Outcome,
     clock: Clock,
     ending: tuple[TaskState, str | None] | None = None,
@@ -114,45 +100,60 @@ def _end(
     *,
     finished_at: int | None = None,
     lost: bool = False,
-) -> None:
+) -> TaskRow:
     """Terminal. lost: no one reported this end, so the last token is only good for late evidence."""
     state, message = ending or (outcome.state, outcome.message)
     attempts, losses = budgets or (row["attempts"], row["infra_losses"])
-    output = None if outcome.output is None else dump(outcome.output)
-    kept = (row["token"] or row["lost_token"], row["done_token"], row["done_digest"])
-    tokens = kept if lost else (row["lost_token"], *_done(row, outcome))
-    tx.db.execute(
-        _END,
-        (
-            state,
-            clock.ms if finished_at is None else finished_at,
-            message,
-            output,
-            attempts,
-            losses,
-            *tokens,
-            row["seq"],
-        ),
+    told = {"lost_token": row["token"] or row["lost_token"]} if lost else _done(row, outcome)
+    now = change(
+        tx,
+        row,
+        state=state.value,
+        finished_at=clock.ms if finished_at is None else finished_at,
+        message=message,
+        output=None if outcome.output is None else dump(outcome.output),
+        attempts=attempts,
+        infra_losses=losses,
+        token=None,
+        **_NO_LEASE,
+        **told,
     )
     moved(tx, row, state, message, clock.wall)
+    return now
 
 
-def cancel(tx: Transaction, task_id: str, clock: Clock) -> None:
+def cancel(tx: Transaction, task_id: str, clock: Clock) -> TaskRow:
     row = find(tx.db, task_id)
     state = TaskState(row["state"])
     if state in TERMINAL:
         raise illegal(task_id, state, TaskState.CANCELLED)
-    if state is TaskState.PROCESSING:
-        if not row["cancel_requested"]:
-            tx.db.execute("UPDATE task SET cancel_requested = 1 WHERE seq = ?", (row["seq"],))
-            moved(tx, row, state, "cancel requested", clock.wall)
-        return
-    _end(tx, row, Outcome(state=TaskState.CANCELLED, message="Cancelled on request."), clock, lost=True)
+    if state is not TaskState.PROCESSING:
+        return _end(tx, row, Outcome(state=TaskState.CANCELLED, message="Cancelled on request."), clock, lost=True)
+    if row["cancel_requested"]:
+        return row
+    moved(tx, row, state, "cancel requested", clock.wall)
+    return change(tx, row, cancel_requested=1)
 
 
-def retry(tx: Transaction, task_id: str, clock: Clock) -> None:
+def retry(tx: Transaction, task_id: str, clock: Clock) -> TaskRow:
     row = find(tx.db, task_id)
     if row["state"] not in {TaskState.FAILED, TaskState.CANCELLED}:
         raise illegal(task_id, row["state"], TaskState.PENDING)
-    tx.db.execute(_RETRY, (row["seq"],))
     moved(tx, row, TaskState.PENDING, "retried by hand", clock.wall)
+    return change(
+        tx,
+        row,
+        state="PENDING",
+        attempts=0,
+        infra_losses=0,
+        cancel_requested=0,
+        started_at=None,
+        finished_at=None,
+        message=None,
+        output=None,
+        prompt_id=None,
+        holder=None,
+        lost_token=None,
+        done_token=None,
+        done_digest=None,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from comfyd.errors import ComfydError
 from comfyd.model.task import Task, TaskFilter, TaskPage, TaskState, TaskStats
 from comfyd.store.ledger import Transaction
-from comfyd.store.task_rows import SHOWN, not_found, task_of
+from comfyd.store.task_rows import SHOWN, named, not_found, task_of
 
 _LEASED = "FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono IS NOT NULL"
 _CLEARED = "state NOT IN ('FETCHED', 'PROCESSING')"
@@ -16,11 +16,11 @@ def one(db: sqlite3.Connection, task_id: str) -> Task:
     row = db.execute(f"SELECT {SHOWN} FROM task WHERE task_id = ?", (task_id,)).fetchone()
     if row is None:
         raise not_found(task_id)
-    return task_of(row)
+    return task_of(named(row))
 
 
 def by_seq(db: sqlite3.Connection, seq: int) -> Task:
-    return task_of(db.execute(f"SELECT {SHOWN} FROM task WHERE seq = ?", (seq,)).fetchone())
+    return task_of(named(db.execute(f"SELECT {SHOWN} FROM task WHERE seq = ?", (seq,)).fetchone()))
 
 
 def page(db: sqlite3.Connection, wanted: TaskFilter) -> TaskPage:
@@ -31,7 +31,7 @@ def page(db: sqlite3.Connection, wanted: TaskFilter) -> TaskPage:
     ).fetchall()
     shown = rows[: wanted.limit]
     return TaskPage(
-        tasks=tuple(task_of(row) for row in shown),
+        tasks=tuple(task_of(named(row)) for row in shown),
         next_cursor=str(shown[-1]["seq"]) if len(rows) > wanted.limit else None,
         queue_length=_count(db, "state = 'PENDING'", ()),
     )

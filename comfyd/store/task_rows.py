@@ -1,10 +1,12 @@
-"""Rows of the task table and the nouns made of them, in both directions. No statement that changes anything."""
+"""Rows of the task table and the nouns made of them, in both directions, and the one way to change a row."""
 
 import hashlib
 import json
 import os
 import secrets
 import sqlite3
+from collections.abc import Iterable
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from comfyd.errors import ComfydError
@@ -12,13 +14,17 @@ from comfyd.model.base import Now
 from comfyd.model.task import Claim, Lease, NewTask, Outcome, Slot, Task, TaskState
 from comfyd.store.ledger import Transaction, from_json
 
-PARAMS: Final = "(SELECT json FROM task_params WHERE task_params.seq = task.seq) AS params"
-SHOWN: Final = f"""
-seq, task_id, workflow_name, environment, state, priority, user_id, rank, attempts, max_attempts, infra_losses,
-cancel_requested, created_at, started_at, finished_at, message, output, callback_url, node_id, generation, instance,
-target_port, prompt_id, lease_expires_at, {PARAMS}
-"""
-ALL: Final = f"{SHOWN}, holder, token, lost_token, done_token, done_digest"
+_SHOWN: Final = (
+    "seq, task_id, workflow_name, environment, state, priority, user_id, rank, attempts, max_attempts, infra_losses, "
+    "cancel_requested, created_at, started_at, finished_at, message, output, callback_url, node_id, generation, "
+    "instance, target_port, prompt_id, lease_expires_at"
+)
+_HELD: Final = "holder, token, lost_token, done_token, done_digest"
+_NAMES: Final = f"{_SHOWN}, params, {_HELD}".split(", ")
+SHOWN: Final = f"{_SHOWN}, (SELECT json FROM task_params WHERE task_params.seq = task.seq) AS params"
+ALL: Final = f"{SHOWN}, {_HELD}"
+TaskRow = dict[str, Any]
+"""Columns of `SHOWN` or `ALL` by name."""
 _LEASED: Final = frozenset({TaskState.FETCHED, TaskState.PROCESSING})
 
 
@@ -57,9 +63,12 @@ def new_task_id() -> str:
     return f"task_{number.hex()}"
 
 
+_sorted: Final = json.JSONEncoder(sort_keys=True).encode
+
+
 def digest(outcome: Outcome) -> str:
     """Names an outcome: the same report has the same digest."""
-    text = json.dumps([outcome.state, outcome.message, outcome.output, outcome.charged], sort_keys=True)
+    text = _sorted([outcome.state, outcome.message, outcome.output, outcome.charged])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -83,16 +92,31 @@ def illegal(task_id: str, have: str, want: str) -> ComfydError:
     )
 
 
-def find(db: sqlite3.Connection, task_id: str) -> sqlite3.Row:
+def find(db: sqlite3.Connection, task_id: str) -> TaskRow:
     """The row with all columns of `ALL`. Raises task_not_found."""
     row = db.execute(f"SELECT {ALL} FROM task WHERE task_id = ?", (task_id,)).fetchone()
     if row is None:
         raise not_found(task_id)
-    assert isinstance(row, sqlite3.Row)
-    return row
+    return named(row)
 
 
-def task_of(row: sqlite3.Row) -> Task:
+def named(row: Iterable[Any]) -> TaskRow:
+    """What `SHOWN` or `ALL` selected. sqlite3.Row looks a name up by walking through all of them."""
+    return dict(zip(_NAMES, row, strict=False))
+
+
+def change(tx: Transaction, row: TaskRow, **columns: Any) -> TaskRow:
+    """Write these columns. Returns the row as it is now."""
+    tx.db.execute(_update(tuple(columns)), (*columns.values(), row["seq"]))
+    return {**row, **columns}
+
+
+@cache
+def _update(names: tuple[str, ...]) -> str:
+    return f"UPDATE task SET {', '.join(f'{name} = ?' for name in names)} WHERE seq = ?"
+
+
+def task_of(row: TaskRow) -> Task:
     """A queued task shows no place: where its last attempt ran is kept only for a holder that may come back."""
     state = TaskState(row["state"])
     placed: dict[str, Any] = {}
@@ -147,13 +171,13 @@ def task_of_new(new: NewTask, task_id: str, rank: int, created_at: int) -> Task:
     )
 
 
-def claim_of(row: sqlite3.Row, term: Term, slot: Slot | None) -> Claim:
+def claim_of(row: TaskRow, term: Term, slot: Slot | None) -> Claim:
     """prompt_id is "" for a task that an outside worker fetched."""
     lease = Lease(task_id=row["task_id"], token=term.token, expires_at=term.at, expires_mono=term.mono)
     return Claim(task=task_of(row), lease=lease, prompt_id=row["prompt_id"] or "", slot=slot)
 
 
-def moved(tx: Transaction, row: sqlite3.Row, to: TaskState, message: str | None, wall: float) -> None:
+def moved(tx: Transaction, row: TaskRow, to: TaskState, message: str | None, wall: float) -> None:
     """The trace of a transition: one event, and the counts by state."""
     before = row["state"]
     data = {
