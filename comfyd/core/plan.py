@@ -4,6 +4,7 @@ At most one action per key. There is no restart: a changed fingerprint stops now
 plan starts once the observed port is free. Whatever is not started has a hold that says why.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from comfyd.core.backoff import crash_delay_s, install_delay_s
@@ -31,6 +32,13 @@ class _Draft:
     wakes: list[float] = field(default_factory=list)
     ports: dict[int, str] = field(default_factory=dict)
     gpus: dict[str, tuple[tuple[int | str, ...] | None, bool]] = field(default_factory=dict)
+    alone: dict[str, tuple[tuple[int | str, ...] | None, bool]] = field(default_factory=dict)
+    """Those of `gpus` that want theirs exclusively."""
+
+    def take_gpus(self, key: str, gpus: tuple[int | str, ...] | None, exclusive: bool) -> None:
+        self.gpus[key] = (gpus, exclusive)
+        if exclusive:
+            self.alone[key] = (gpus, exclusive)
 
     def hold(self, key: str, condition: Condition, wake_at: float | None = None) -> None:
         self.holds[key] = condition
@@ -41,24 +49,24 @@ class _Draft:
 def plan(desired: ResolvedState, observed: ObservedState, now: Now) -> Plan:
     """Decide the next step of every key. Pure: the same input gives the same plan, whatever the order within it."""
     draft = _Draft(observed, now, desired.startup_delay, observed.last_start_mono)
+    wishes, runs = {wish.key: wish for wish in desired.processes}, observed.by_key()
     for process in observed.processes:
         if process.alive:
-            draft.gpus[process.key] = (process.gpus, _exclusive(process, desired))
+            draft.take_gpus(process.key, process.gpus, _exclusive(process, wishes.get(process.key)))
             if process.port is not None:
                 draft.ports[process.port] = process.key
-    _stop_undesired(draft, desired)
+    _stop_undesired(draft, wishes)
     for environment in desired.environments:
         _plan_environment(draft, environment)
     for wish in sorted(desired.processes, key=_start_order):
-        _plan_process(draft, wish)
+        _plan_process(draft, wish, runs.get(wish.key))
     if desired.wake_at is not None:
         draft.wakes.append(now.mono + max(0.0, desired.wake_at - now.wall))
     return Plan(tuple(draft.actions), draft.holds, min(draft.wakes, default=None))
 
 
-def _exclusive(process: ObservedProcess, desired: ResolvedState) -> bool:
+def _exclusive(process: ObservedProcess, wish: DesiredProcess | None) -> bool:
     """The wish of now counts: changing gpu_exclusive restarts nothing, so what it was started with may be stale."""
-    wish = desired.process(process.key)
     return process.gpu_exclusive if wish is None or wish.fingerprint != process.fingerprint else wish.gpu_exclusive
 
 
@@ -66,8 +74,7 @@ def _start_order(wish: DesiredProcess) -> tuple[int, str]:
     return (wish.instance.id if wish.instance else -1, wish.key)
 
 
-def _stop_undesired(draft: _Draft, desired: ResolvedState) -> None:
-    known = {wish.key for wish in desired.processes}
+def _stop_undesired(draft: _Draft, known: Mapping[str, DesiredProcess]) -> None:
     for process in draft.observed.processes:
         if process.alive and process.key not in known:
             _stop(draft, process, STOP_DRAIN_S, "no longer declared")
@@ -104,8 +111,7 @@ def _plan_environment(draft: _Draft, wish: DesiredEnvironment) -> None:
     draft.actions.append(InstallEnvironment(wish, reason))
 
 
-def _plan_process(draft: _Draft, wish: DesiredProcess) -> None:
-    seen = draft.observed.process(wish.key)
+def _plan_process(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | None) -> None:
     if seen is not None and seen.alive:
         _plan_running(draft, wish, seen)
     else:
@@ -136,7 +142,7 @@ def _plan_absent(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | No
     if _waits_for_backoff(draft, wish, seen) or _waits_for_room(draft, wish) or _waits_for_turn(draft, wish):
         return
     draft.actions.append(StartProcess(wish, environment.flags if environment else frozenset(), _why_start(wish, seen)))
-    draft.gpus[wish.key] = (wish.gpus, wish.gpu_exclusive)
+    draft.take_gpus(wish.key, wish.gpus, wish.gpu_exclusive)
     if wish.spec.port is not None:
         draft.ports[wish.spec.port] = wish.key
     draft.last_start = draft.now.mono
@@ -170,7 +176,8 @@ def _waits_for_room(draft: _Draft, wish: DesiredProcess) -> bool:
         foreign = hold.reason == "port_in_use"
         draft.hold(wish.key, hold, draft.now.mono + FOREIGN_PORT_RECHECK_S if foreign else None)
         return True
-    other = next((k for k, (gpus, alone) in sorted(draft.gpus.items()) if gpus_clash(wish, gpus, alone)), None)
+    rivals = draft.gpus if wish.gpu_exclusive else draft.alone
+    other = min((k for k, (gpus, alone) in rivals.items() if gpus_clash(wish, gpus, alone)), default=None)
     if other is None:
         return False
     message = f"{other} runs on the same GPU and one of the two wants it exclusively"

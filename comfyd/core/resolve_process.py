@@ -4,8 +4,9 @@ Owns: command lines, variables, folders, log and pid names, probe defaults. Must
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from comfyd.core.config_args import Arguments
 from comfyd.core.config_environments import is_service
@@ -31,10 +32,22 @@ class Setting:
     extra: Arguments
     first_of: Mapping[str, int]
     in_file: Mapping[str, int]
+    _folders: dict[str, str] = field(default_factory=dict)
+    """What path arithmetic has given: the results are few, their users as many as instances."""
 
     @property
     def shared_args(self) -> tuple[str, ...]:
         return (*self.settings.default_extra_args, *self.extra.args)
+
+    def link(self, environment: str) -> str:
+        return self._folder(f"link {environment}", lambda: self.facts.paths.environment_link(environment))
+
+    def data(self, environment: str) -> str:
+        return self._folder(f"data {environment}", lambda: self.facts.paths.environment_data(environment))
+
+    def instance_data(self, environment: str, number: int) -> str:
+        parent = self._folder(f"of {environment}", lambda: self.facts.paths.instance_data(environment, 0).parent)
+        return f"{parent}/{number}"
 
     def log(self, stem: str) -> str:
         return self._in(self.settings.log_directory, f"{stem}.log")
@@ -44,18 +57,23 @@ class Setting:
 
     def _in(self, directory: str, name: str) -> str:
         paths = self.facts.paths
-        folder = paths.log_dir if directory.rstrip("/") == _DEFAULT_LOGS else paths.inside(directory)
-        return str(folder / name)
+        default = directory.rstrip("/") == _DEFAULT_LOGS
+        folder = self._folder(f"in {directory}", lambda: paths.log_dir if default else paths.inside(directory))
+        return f"{folder.rstrip('/')}/{name}"
+
+    def _folder(self, name: str, path: Callable[[], Path]) -> str:
+        if name not in self._folders:
+            self._folders[name] = str(path())
+        return self._folders[name]
 
 
 def instance_process(
     spec: InstanceSpec, environment: EnvironmentSpec | None, setting: Setting, output: str
 ) -> ProcessSpec:
     """output: sub-folder of the environment's output folder ("" = the folder itself)."""
-    paths = setting.facts.paths
-    link = str(paths.environment_link(spec.environment))
-    data = str(paths.instance_data(spec.environment, spec.id))
-    results = str(paths.environment_data(spec.environment) / "output" / output)
+    link = setting.link(spec.environment)
+    data = setting.instance_data(spec.environment, spec.id)
+    results = f"{setting.data(spec.environment)}/output" + (f"/{output}" if output else "")
     service = environment if environment is not None and is_service(environment) else None
     stem = f"comfyui_instance_{spec.id}"
     if service is not None:
@@ -131,7 +149,7 @@ def _with_deadline(probe: ProbeSpec, variables: Variables) -> ProbeSpec:
 def _service_argv(service: EnvironmentSpec, spec: InstanceSpec, setting: Setting) -> tuple[str, ...]:
     """The command, or the startup script run as a file; a relative program lies in the environment's folder."""
     paths = setting.facts.paths
-    folder = str(paths.environment_link(service.name))
+    folder = setting.link(service.name)
     words = service.command or ((service.startup_script,) if service.startup_script else ())
     values = {"port": str(spec.port), "id": str(spec.id), "env_dir": folder, "root": str(paths.root)}
     filled = fill(words, values)
@@ -149,7 +167,7 @@ def _program(word: str, folder: str, setting: Setting, *, script: bool = False) 
 
 def fill(words: tuple[str, ...], values: Mapping[str, str]) -> tuple[str, ...]:
     """`{name}` of `values` in each word; other braces stay. One word stays one argument."""
-    return tuple(_PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), word) for word in words)
+    return tuple(_PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), w) if "{" in w else w for w in words)
 
 
 def sidecar_process(spec: SidecarSpec, setting: Setting) -> ProcessSpec:

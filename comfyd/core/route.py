@@ -67,10 +67,13 @@ def slots(
     process key; what it says of another generation does not count. Service environments have no slots yet.
     """
     found: list[tuple[int, int, Slot]] = []
+    runs = observed.by_key()
     for rank, process in enumerate(_by_id(resolved)):
-        run = _ready(observed, process.key)
-        port = _port(process, run) if run else None
-        if run is None or port is None or not _dispatched(resolved, process):
+        run = runs.get(process.key)
+        if run is None or run.phase is not Phase.READY or not _dispatched(resolved, process):
+            continue
+        port = _port(process, run)
+        if port is None:
             continue
         seen = evidence.get(process.key)
         used = seen.in_flight if seen and seen.generation == run.generation else 0

@@ -139,6 +139,10 @@ class ObservedState(Frozen):
     last_start_mono: float | None = None
     unrecorded: tuple[int, ...] = ()
 
+    def by_key(self) -> dict[str, ObservedProcess]:
+        """For those who ask for many: `process` looks through all of them each time."""
+        return {p.key: p for p in self.processes}
+
     def process(self, key: str) -> ObservedProcess | None:
         return next((p for p in self.processes if p.key == key), None)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from comfyd.core.source import Document, child, parse_source, quoted
+from comfyd.core.source import Document, child, parse_source, quoted, read_plain, read_slowly
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)
 LEAF = (
@@ -30,6 +30,29 @@ def test_equals_json_loads_on_valid_json(value: Any, indent: Any, ascii_only: bo
     assert found.flaws == ()
     assert found.value == json.loads(text)
     assert json.dumps(found.value) == json.dumps(value)
+
+
+TOKENS = ["{", "}", "[", "]", ",", ":", '"a"', '"b"', "1", "-0", "01", "1e999", "NaN", "true", " ", "\n", "// x\n",
+          '"\\u0041"', '"\t"', "9" * 401, "1." + "0" * 400]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from(TOKENS), max_size=12).map("".join) | WHOLE.map(lambda value: json.dumps(value, indent=1))
+)
+@example('{"a": 1, "a": 2}')
+@example("[" * 65 + "]" * 65)
+def test_the_quick_reader_takes_only_what_the_exact_one_reads_alike(text: str) -> None:
+    try:
+        value = read_plain(text)
+    except (ValueError, RecursionError):
+        return
+    exact = read_slowly(text)
+    assert exact.flaws == ()
+    assert repr(exact.value) == repr(value)
+    quick = parse_source(text.encode())
+    places = ["", "/a", "/0", "/a/b", "/b/0"]
+    assert [quick.at(p) + quick.at_key(p) for p in places] == [exact.at(p) + exact.at_key(p) for p in places]
 
 
 @settings(deadline=None)
