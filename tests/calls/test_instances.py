@@ -122,6 +122,13 @@ def test_stop_all_needs_no_body_and_waits_for_the_stops(clean: Daemon, curl: Cur
     assert again.json["results"] == []
 
 
+@pytest.mark.parametrize(
+    "body", ["-d ''", "-H 'Content-Type: application/json'", "-d '{}' -H 'Content-Type: application/json'"]
+)
+def test_stop_all_takes_whatever_clients_send_along(clean: Daemon, curl: Curl, body: str) -> None:
+    assert curl(f"{STOP_ALL} {body}").json["message"] == "All instances stopped"
+
+
 # start-single
 def entry(**given: Any) -> dict[str, Any]:
     return {"id": 0, "port": 3001, "name": "main", **given}
@@ -223,6 +230,18 @@ def test_what_a_running_instance_holds_is_refused_and_allowed_once_it_is_stopped
     assert "comfyui/8" not in clean.pids()
     curl(STOP_ALL)
     assert curl.post(START_SINGLE, rival).status == 200
+
+
+def test_a_port_of_somebody_else_is_refused_and_the_holder_named(clean: Daemon, curl: Curl) -> None:
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.1", 0))
+        foreign.listen()
+        port = foreign.getsockname()[1]
+        reply = curl.post(f"{START_SINGLE}?wait=10", {"id": 8, "port": port, "name": "late"})
+    assert reply.status == 500
+    assert reply.json["detail"].startswith(f"Failed to start instance: port {port} is held by process {os.getpid()} ")
+    own = curl.post(START_SINGLE, {"id": 8, "port": 8001, "name": "late"})
+    assert (own.status, "the API's own port" in own.json["detail"]) == (500, True)
 
 
 def test_unknown_keys_are_ignored_with_a_warning(clean: Daemon, curl: Curl) -> None:
