@@ -1,0 +1,73 @@
+"""GPU readings through the real NVML binding: a compiled stand-in library, and a machine without any."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyd.host.gpu import Gpu, GpuProcess, GpuReading, read_gpus
+
+READ = """
+import dataclasses, json
+from comfyd.host.gpu import read_gpus
+print(json.dumps(dataclasses.asdict(read_gpus())))
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler to build the stand-in for NVML with")
+    folder = tmp_path_factory.mktemp("nvml")
+    source = Path(__file__).with_name("nvml_stub.c")
+    target = str(folder / "libnvidia-ml.so.1")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", target, str(source)], check=True, timeout=60)
+    return folder
+
+
+def read(library: Path | None, mode: str = "") -> dict[str, Any]:
+    env = {**os.environ, "LD_LIBRARY_PATH": str(library or ""), "NVML_STUB": mode}
+    done = subprocess.run([sys.executable, "-c", READ], env=env, capture_output=True, text=True, check=True, timeout=60)
+    return dict(json.loads(done.stdout))
+
+
+def test_every_gpu_is_read_with_what_it_supports(library: Path) -> None:
+    reading = read(library)
+    assert (reading["driver"], reading["problem"]) == ("999.1", None)
+    first, second = reading["gpus"]
+    assert (first["index"], first["uuid"], first["name"]) == (0, "GPU-aaaa", "Stub 80GB")
+    assert (first["memory_total"], first["memory_used"]) == (80 << 30, 1 << 30)
+    assert (first["utilisation"], first["temperature"]) == (42, 55)
+    assert first["processes"] == [{"pid": 100, "memory": 5 << 30}, {"pid": 200, "memory": None}]
+    assert (second["uuid"], second["utilisation"], second["processes"]) == ("GPU-bbbb", None, [])
+
+
+def test_a_lost_gpu_is_named_and_the_others_are_read(library: Path) -> None:
+    reading = read(library, "lost")
+    assert [g["index"] for g in reading["gpus"]] == [0]
+    assert "GPU 1" in reading["problem"]
+
+
+def test_no_driver_is_no_gpus(library: Path) -> None:
+    assert read(library, "driver") == {"gpus": [], "driver": "", "problem": None}
+
+
+def test_no_library_is_no_gpus() -> None:
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has a GPU")
+    assert read_gpus() == GpuReading()
+
+
+def test_memory_of_a_process_tree() -> None:
+    held = (GpuProcess(1, 10), GpuProcess(2, None), GpuProcess(3, 7))
+    gpu = Gpu(0, "u", "n", 100, 50, None, None, held)
+    reading = GpuReading((gpu, gpu))
+    assert reading.memory_of(frozenset({1, 2})) == 20
+    assert reading.memory_of(frozenset({2})) is None
+    assert reading.memory_of(frozenset({9})) is None
