@@ -1,7 +1,8 @@
 """Sets the wake event when something watched changes. Reads nothing, decides nothing.
 
 Non-recursive inotify watches on an enumerated set of directories (a watch on a removed directory is deaf, one on its
-parent is not). Where inotify gives nothing (network volumes, watch limit) a content poll every `poll_s` takes over.
+parent is not) and of single files that are mounts. Where inotify gives nothing (network volumes, watch limit) a content
+poll every `poll_s` takes over.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ class Watcher:
             try:
                 await self._watch_once(self._dirs)
             except (OSError, RuntimeError) as error:
-                if not all(d.is_dir() for d in self._dirs):
+                if not all(d.exists() for d in self._dirs):
                     self._wake()
                     await self._changed.wait()
                     continue

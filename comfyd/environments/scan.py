@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from comfyd.host.files import read_bounded
+from comfyd.host.files import mount_points, read_bounded
 from comfyd.model.desired import ENVIRONMENT_NAME, WORKFLOW_NAME
 from comfyd.model.paths import Paths
 from comfyd.model.sources import ConfigFiles, EnvironmentFolder, SourceFile
@@ -140,14 +140,17 @@ def _file_hash(path: str, info: os.stat_result, *, follow: bool) -> bytes:
 def watched_dirs(paths: Paths) -> tuple[Path, ...]:
     """Existing directories to watch, each not recursively; for a missing one its nearest existing parent.
 
-    The folder of a file is watched, not the file: replacing it by rename, and links that are swapped, stay visible.
+    The folder of a file is watched, not the file: replacing it by rename, and links that are swapped, stay visible. A
+    file that is mounted by itself is watched as well: its edits happen in another folder, outside of the container.
     """
     wanted = [paths.instances_file.parent, paths.services_file.parent, paths.environments_dir, paths.build_dir]
-    wanted += [Path(os.path.realpath(f)).parent for f in (paths.instances_file, paths.services_file)]
+    files = [Path(os.path.realpath(f)) for f in (paths.instances_file, paths.services_file)]
+    wanted += [file.parent for file in files]
     for name in _names(paths.environments_dir):
         folder = paths.environments_dir / name
         wanted += [folder, folder / "workflows", *_folders(paths.build_dir / name)]
-    return tuple(sorted({_existing(one) for one in wanted}))
+    mounted = {file for file in files if str(file) in mount_points() and file.is_file()}
+    return tuple(sorted({_existing(one) for one in wanted} | mounted))
 
 
 def _folders(folder: Path) -> Iterator[Path]:

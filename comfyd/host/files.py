@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from comfyd.errors import LockHeldError
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
+_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,16 @@ def read_bounded(path: Path, limit: int = MAX_CONFIG_BYTES) -> ReadResult:
         return ReadResult(None, "unreadable", f"{path}: {error.strerror}")
     finally:
         os.close(fd)
+
+
+def mount_points(table: Path = Path("/proc/self/mountinfo")) -> frozenset[str]:
+    """Every path that something is mounted on, a single file too. Empty where the kernel does not tell."""
+    try:
+        lines = table.read_bytes().splitlines()
+    except OSError:
+        return frozenset()
+    fields = (line.split(b" ", 5)[4] for line in lines if line.count(b" ") > 5)
+    return frozenset(os.fsdecode(_OCTAL.sub(lambda code: bytes([int(code[1], 8)]), field)) for field in fields)
 
 
 def fsync_dir(path: Path) -> None:

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
 AT_ONCE_S = 10
 STOP_WINDOW_S = 25
 INSTALL_S = 120
+NOTICED_S = 5
 MAIN = {"id": 0, "port": 3001, "name": "main"}
 STUBBORN = {"id": 1, "port": 3002, "name": "stubborn", "env": {"FAKE_COMFYUI_IGNORE": "TERM,INT"}}
 API = "127.0.0.1:8001"
@@ -135,14 +136,14 @@ def test_a_mounted_file_is_edited_in_place_and_an_instance_comes_and_goes(
         assert container.states() == {}
 
         write_instances(instances, MAIN)
-        container.until(lambda: container.states() == {"main": "waiting_env"}, 10, "the install begins")
+        container.until(lambda: container.states() == {"main": "waiting_env"}, NOTICED_S, "the install begins")
         container.until(lambda: container.states() == {"main": "ready"}, INSTALL_S, "the instance is ready")
         assert sockets(container) == {API, "0.0.0.0:3001"}
         assert container.text("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "127.0.0.1:3001/prompt") == "200"
         container.text("bash", "-c", "source /workspace/ComfyUI-comm/venv/bin/activate && pip list")
 
         write_instances(instances)
-        container.until(lambda: container.states() == {}, 30, "the instance is gone")
+        container.until(lambda: container.states() == {}, NOTICED_S, "the instance is gone")
         assert [line for line in container.commands() if "main.py" in line] == []
         assert sockets(container) == {API}
         assert instances.stat().st_ino == inode

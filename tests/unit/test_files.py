@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from comfyd.errors import LockHeldError
-from comfyd.host.files import atomic_write, exclusive_lock, flip_link, read_bounded
+from comfyd.host.files import atomic_write, exclusive_lock, flip_link, mount_points, read_bounded
 
 
 def test_a_file_within_the_limit(tmp_path: Path) -> None:
@@ -193,3 +193,16 @@ def test_children_do_not_inherit_the_lock(tmp_path: Path) -> None:
         finally:
             child.kill()
     assert str(path) not in inherited
+
+
+def test_mount_points_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_bytes(
+        b"22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
+        b"41 22 254:0 /home/me/a\\040b.json /instances.json rw - ext4 /dev/vda rw\n"
+        b"42 22 0:5 / /mnt/with\\040space\\134n rw shared:3 - tmpfs tmpfs rw\n"
+        b"torn line\n"
+    )
+    assert mount_points(table) == {"/", "/instances.json", "/mnt/with space\\n"}
+    assert mount_points(tmp_path / "absent") == frozenset()
+    assert "/" in mount_points()

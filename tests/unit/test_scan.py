@@ -224,3 +224,11 @@ def test_a_mounted_config_map_is_watched_and_read_through_its_links(paths: Paths
     (mount / "..tmp").rename(mount / "..data")
     assert read_config_files(layout).instances.data == b"{}"
     assert {mount, mount / "..2"} <= set(watched_dirs(layout))
+
+
+def test_a_file_that_is_mounted_by_itself_is_watched(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paths.instances_file not in watched_dirs(paths)
+    monkeypatch.setattr(scan, "mount_points", lambda: frozenset({"/", str(paths.instances_file.resolve())}))
+    assert paths.instances_file.resolve() in watched_dirs(paths)
+    paths.instances_file.unlink()
+    assert paths.instances_file.resolve() not in watched_dirs(paths)
