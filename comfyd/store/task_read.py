@@ -4,11 +4,13 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 
 from comfyd.errors import ComfydError
-from comfyd.model.task import Task, TaskFilter, TaskPage, TaskState, TaskStats
+from comfyd.model.task import TERMINAL, Task, TaskFilter, TaskPage, TaskState, TaskStats
 from comfyd.store.ledger import Transaction
 from comfyd.store.task_rows import SHOWN, named, not_found, task_of
 
 _LEASED = "FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono IS NOT NULL"
+FEW = 10_000
+"""So many queued tasks are sorted in milliseconds; of more, enough are among the newest of all tasks."""
 _CLEARED = "state NOT IN ('FETCHED', 'PROCESSING')"
 
 
@@ -25,31 +27,40 @@ def by_seq(db: sqlite3.Connection, seq: int) -> Task:
 
 def page(db: sqlite3.Connection, wanted: TaskFilter) -> TaskPage:
     """Newest first. The cursor is the number of the last task shown."""
-    where, values = _where(wanted)
-    rows = db.execute(
-        f"SELECT {SHOWN} FROM task {where} ORDER BY seq DESC LIMIT ?", (*values, wanted.limit + 1)
-    ).fetchall()
-    shown = rows[: wanted.limit]
-    return TaskPage(
-        tasks=tuple(task_of(named(row)) for row in shown),
-        next_cursor=str(shown[-1]["seq"]) if len(rows) > wanted.limit else None,
-        queue_length=_count(db, "state = 'PENDING'", ()),
-    )
-
-
-def _where(wanted: TaskFilter) -> tuple[str, list[str | int]]:
-    terms: list[str] = []
-    values: list[str | int] = []
-    if wanted.status is not None:
-        terms.append("state = ?")
-        values.append(wanted.status)
+    queued = _count(db, "state = 'PENDING'", ())
+    source, terms, values = _source(wanted, queued)
     if wanted.workflow_name is not None:
         terms.append("workflow_name = ?")
         values.append(wanted.workflow_name)
     if wanted.cursor is not None:
         terms.append("seq < ?")
         values.append(_seq(wanted.cursor))
-    return (f"WHERE {' AND '.join(terms)}" if terms else ""), values
+    where = f"WHERE {' AND '.join(terms)}" if terms else ""
+    rows = db.execute(
+        f"SELECT {SHOWN} FROM task WHERE seq IN (SELECT seq FROM task {source} {where} ORDER BY seq DESC LIMIT ?) "
+        "ORDER BY seq DESC",
+        (*values, wanted.limit + 1),
+    ).fetchall()
+    shown = rows[: wanted.limit]
+    return TaskPage(
+        tasks=tuple(task_of(named(row)) for row in shown),
+        next_cursor=str(shown[-1]["seq"]) if len(rows) > wanted.limit else None,
+        queue_length=queued,
+    )
+
+
+def _source(wanted: TaskFilter, queued: int) -> tuple[str, list[str], list[str | int]]:
+    """Where to look for tasks of a state: no index lists those that still change, for each would slow every claim."""
+    by_workflow = wanted.workflow_name is not None
+    if wanted.status is None:
+        return "", [], []
+    if wanted.status in TERMINAL:
+        return "", ["finished_at IS NOT NULL", "state = ?"], [wanted.status]
+    if wanted.status is not TaskState.PENDING:
+        return "INDEXED BY task_held", ["token IS NOT NULL", "state = ?"], [wanted.status]
+    if queued <= FEW:
+        return f"INDEXED BY {'task_workflow_queue' if by_workflow else 'task_queue'}", ["state = 'PENDING'"], []
+    return "INDEXED BY task_workflow" if by_workflow else "NOT INDEXED", ["state = 'PENDING'"], []
 
 
 def _seq(cursor: str) -> int:

@@ -7,9 +7,11 @@ the connection (reads). Reads run after the writes of their batch and never wait
 
 import asyncio
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -22,8 +24,13 @@ from comfyd.store.ledger import Ledger, Transaction
 T = TypeVar("T")
 Item = TypeVar("Item")
 MAX_BATCH: Final = 500
+SPIN_S: Final = 0.0001
+"""How long to look for the next operation before sleeping: a caller that was just answered often has one."""
+IDLE_S: Final = 0.05
 CHECKPOINT_AFTER: Final = 2000
-"""Row changes after which an idle writer moves the log into the database, so that no caller's COMMIT has to."""
+"""Row changes after which a writer that is idle for IDLE_S moves the log into the database: no COMMIT has to."""
+CHECKPOINT_AT: Final = 20_000
+"""Row changes after which it does so between two batches: a longer log would make that pause longer."""
 
 
 class Writer:
@@ -147,16 +154,27 @@ class Writer:
 
     def _gather(self) -> tuple[list[Operation[Any]], bool]:
         batch: list[Operation[Any]] = []
-        try:
-            operation = self._queue.get()
+        operation = self._next()
+        with contextlib.suppress(queue.Empty):
             while operation is not None:
                 batch.append(operation)
                 if len(batch) >= MAX_BATCH:
-                    return batch, True
+                    break
                 operation = self._queue.get_nowait()
-        except queue.Empty:
-            return batch, True
-        return batch, False
+        return batch, operation is not None
+
+    def _next(self) -> Operation[Any] | None:
+        """Wait for an operation; being idle is the time to write the log back."""
+        until = time.perf_counter() + SPIN_S
+        while time.perf_counter() < until:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get_nowait()
+            os.sched_yield()
+        if self._unwritten() > CHECKPOINT_AFTER:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=IDLE_S)
+            self._checkpoint()
+        return self._queue.get()
 
     def _execute(self, batch: list[Operation[Any]]) -> None:
         writes = [o for o in batch if o.writes]
@@ -167,7 +185,7 @@ class Writer:
         if reads:
             self._read(reads)
             self._call(self._deliver, reads, self._ledger.last)
-        if writes and self._queue.empty():
+        if self._unwritten() > CHECKPOINT_AT:
             self._checkpoint()
 
     def _commit(self, operations: list[Operation[Any]]) -> None:
@@ -235,12 +253,15 @@ class Writer:
             self._db = db
         return self._db
 
+    def _unwritten(self) -> int:
+        """Row changes since the log was last written back."""
+        return 0 if self._db is None else self._db.total_changes - self._checkpointed
+
     def _checkpoint(self) -> None:
-        db = self._db
-        if db is not None and db.total_changes - self._checkpointed > CHECKPOINT_AFTER:
-            self._checkpointed = db.total_changes
+        if self._db is not None:
+            self._checkpointed = self._db.total_changes
             with contextlib.suppress(sqlite3.Error):  # only early housekeeping: COMMIT does it in the end
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _close(self, checkpoint: bool = True) -> None:
         db, self._db = self._db, None

@@ -8,7 +8,7 @@ import pytest
 from comfyd.core.rank import rank_cost
 from comfyd.errors import ComfydError
 from comfyd.model.task import TaskFilter, TaskState
-from tests.store.engines import BROKEN, DONE, LEASE_S, SqliteEngine, claim_one, enqueue, new, slot
+from tests.store.engines import BROKEN, DONE, LEASE_S, LOST, SqliteEngine, claim_one, enqueue, new, slot
 
 pytestmark = pytest.mark.asyncio
 
@@ -79,6 +79,35 @@ async def test_pages_are_newest_first_and_complete(engine: SqliteEngine) -> None
             with pytest.raises(ComfydError) as caught:
                 await stores.tasks.list(TaskFilter(cursor=bad))
             assert caught.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("few", [0, 10_000])
+async def test_every_state_is_listed_newest_first(
+    engine: SqliteEngine, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr("comfyd.store.task_read.FEW", few)
+    async with engine.open() as stores:
+        ids = [await enqueue(stores, engine, f"w{n % 2}", priority=str(n % 3)) for n in range(24)]
+        claims = await stores.tasks.claim([slot(n) for n in range(12)], LEASE_S, engine.now())
+        for n, claim in enumerate(claims[:9]):
+            await stores.tasks.finish(claim.lease, (DONE, BROKEN, LOST)[n % 3], engine.now())
+        await stores.tasks.cancel((await enqueue(stores, engine, "w0")), engine.now())
+        await stores.tasks.fetch("me", ["w1"], None, {}, LEASE_S, engine.now())
+        everything = (await stores.tasks.list(TaskFilter(limit=100))).tasks
+        assert {task.status for task in everything} == set(TaskState)
+        assert [t.task_id for t in everything[1:]] == ids[::-1]
+        for status in TaskState:
+            for workflow in (None, "w0", "w1", "w2"):
+                wanted = [
+                    task for task in everything if task.status is status and workflow in (None, task.workflow_name)
+                ]
+                page = await stores.tasks.list(TaskFilter(status=status, workflow_name=workflow, limit=2))
+                seen = [*page.tasks]
+                while page.next_cursor is not None:
+                    more = TaskFilter(status=status, workflow_name=workflow, limit=2, cursor=page.next_cursor)
+                    page = await stores.tasks.list(more)
+                    seen += page.tasks
+                assert seen == wanted
 
 
 async def test_counts_follow_every_transition_and_survive_a_reopen(engine: SqliteEngine) -> None:
