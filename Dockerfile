@@ -53,7 +53,7 @@ RUN case "$CACHE_MODELS" in \
 COPY LICENSE README.md pyproject.toml /usr/local/src/comfyd/
 COPY comfyd /usr/local/src/comfyd/comfyd
 RUN python3 -m venv /opt/comfyd && \
-    /opt/comfyd/bin/pip install --no-cache-dir /usr/local/src/comfyd && \
+    /opt/comfyd/bin/pip install --no-cache-dir '/usr/local/src/comfyd[gpu]' && \
     ln -s /opt/comfyd/bin/comfyd /usr/local/bin/comfyd
 
 # All build scripts and environments, for installs at run time. The stock file launches nothing by itself.

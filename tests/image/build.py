@@ -67,8 +67,10 @@ class Buildah:
 
 def requirements() -> list[str]:
     """What pip is asked for while the image is built, and while an environment is installed in it."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    return [*project["build-system"]["requires"], *project["project"]["dependencies"], "requests", "uv"]
+    told = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    project = told["project"]
+    comfyd = [*told["build-system"]["requires"], *project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    return [*comfyd, "requests", "uv"]
 
 
 def cache_folder() -> Path:

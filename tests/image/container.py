@@ -68,7 +68,8 @@ class Container:
         (self.folder / "spec.json").write_text(json.dumps(spec))
         with (self.folder / "output").open("ab") as out:
             self.unshare = subprocess.Popen(
-                ["unshare", *NAMESPACES, "--propagation", "private", "--fork", "--kill-child=SIGKILL",
+                ["setpriv", "--pdeathsig", "KILL",
+                 "unshare", *NAMESPACES, "--propagation", "private", "--fork", "--kill-child=SIGKILL",
                  sys.executable, "-I", str(INSIDE), str(self.folder / "spec.json")],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/",
             )  # fmt: skip
