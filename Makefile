@@ -13,7 +13,7 @@ SHELL_SCRIPTS := git ls-files -z -- '*.sh' .ci/run
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test check lint test-unit test-slow test-real clean
+.PHONY: help demo demo-real test check lint test-unit test-slow test-real test-image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -25,9 +25,9 @@ demo-real: $(RUN_READY) ## install and run a real ComfyUI on the CPU in .demo-re
 	@exec scripts/dev/demo_real.sh .demo-real
 
 test: $(TEST_READY) ## run the tests (a few minutes)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not real and not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not real and not slow and not image" $(ARGS)
 
-check: lint test-unit ## format, lint, types, walls, shell scripts and unit tests (under a minute)
+check: lint test-unit ## format, lint, types, walls, scripts, image files and unit tests (under a minute)
 
 lint: $(TEST_READY) ## everything static
 	$(BIN)/ruff format --check .
@@ -35,6 +35,8 @@ lint: $(TEST_READY) ## everything static
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(SHELL_SCRIPTS) | xargs -0 $(BIN)/shellcheck
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python scripts/dev/check_bake.py
 
 test-unit: $(TEST_READY)
 	$(BIN)/python -m pytest tests/unit $(ARGS)
@@ -44,6 +46,10 @@ test-slow: $(TEST_READY) ## the slower tests
 
 test-real: $(TEST_READY) ## the tests against a real ComfyUI on the CPU (minutes, 1.8 GB)
 	$(BIN)/python -m pytest -m real $(ARGS)
+
+test-image: $(TEST_READY) ## build the image and run it in namespaces (as root; a few minutes)
+	@scripts/dev/install_image_tools.sh
+	$(BIN)/python -m pytest -m image $(ARGS)
 
 clean: ## remove what make built (never the workspaces)
 	rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache dist
