@@ -1,9 +1,11 @@
 """Waiting for processes and their groups: pidfd readiness on the loop, one shared procfs pass for all stops."""
 
 import asyncio
+from collections.abc import Callable, Mapping
 
 from comfyd.host import proc
-from comfyd.host.proc import Member, Process
+from comfyd.host.proc import Process
+from comfyd.host.procfs import Member, scan_members
 
 WEAK_POLL_S = 1.0
 
@@ -39,7 +41,9 @@ async def _poll_exit(process: Process) -> None:
 class MemberScan:
     """Finds what is left of process groups; requests that wait at the same time share one pass over procfs."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaders: Callable[[], Mapping[str, int]]) -> None:
+        """leaders: uuid -> pid of all runs that are watched now; each leads a session of its own."""
+        self._leaders = leaders
         self._waiting: list[tuple[str, int | None, asyncio.Future[list[Member]]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -57,8 +61,9 @@ class MemberScan:
             batch, self._waiting = self._waiting, []
             uuids = [uuid for uuid, _, _ in batch]
             sessions = [s for _, s, _ in batch if s is not None]
+            apart = [pid for uuid, pid in self._leaders().items() if uuid not in uuids]
             try:
-                found = await asyncio.to_thread(proc.scan_members, uuids, sessions)
+                found = await asyncio.to_thread(scan_members, uuids, sessions, apart)
             except OSError as error:
                 _fail(batch, error)
                 continue

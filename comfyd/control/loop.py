@@ -5,6 +5,7 @@ The loop never learns why it woke. Invalid input changes nothing that runs. Only
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,11 @@ from comfyd.host.files import atomic_write, read_bounded
 from comfyd.live import ConfigView, Live
 from comfyd.logs import get_logger
 from comfyd.model.base import Now
-from comfyd.model.desired import DesiredState, EnvironmentSpec
+from comfyd.model.desired import DesiredState, EnvironmentSpec, Override
 from comfyd.model.observed import ObservedEnvironment
 from comfyd.model.paths import Paths
 from comfyd.model.plan import InstallEnvironment, Plan, StartProcess, StopProcess
-from comfyd.model.process import DesiredEnvironment
+from comfyd.model.process import DesiredEnvironment, ResolvedState
 from comfyd.model.sources import ConfigFiles, MachineFacts, ParseResult, Variables
 from comfyd.store.protocol import NodeStore
 
@@ -45,6 +46,21 @@ class Hands:
     watched_dirs: Callable[[], tuple[Path, ...]]
     install: Callable[[DesiredEnvironment], None]
     know: Callable[[Sequence[EnvironmentSpec]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """A result of resolve() and what it was made from."""
+
+    desired: DesiredState
+    overrides: tuple[Override, ...]
+    outputs: int
+    at: Now
+    resolved: ResolvedState
+
+    def holds(self, desired: DesiredState, overrides: tuple[Override, ...], outputs: int, at: Now) -> bool:
+        same = desired is self.desired and overrides == self.overrides and outputs == self.outputs
+        return same and self.at.wall <= at.wall < (self.resolved.wake_at or math.inf)
 
 
 class Reconciler:
@@ -69,6 +85,7 @@ class Reconciler:
         self._facts = facts
         self._paths: Paths = facts.paths
         self._known_bad = ""
+        self._last: _Resolved | None = None
 
     async def open(self) -> None:
         """Take up the last good state and what is recorded of outputs."""
@@ -108,7 +125,7 @@ class Reconciler:
         desired = await self._read_desired()
         overrides = await self._node.overrides()
         at = now()
-        resolved = resolve(desired, overrides, self._variables, self._facts, at)
+        resolved = self._resolve(desired, overrides, at)
         await self._hands.know(desired.environments)
         self._supervisor.refresh(resolved)
         observed = await self._supervisor.observe(resolved, self._environments())
@@ -120,6 +137,15 @@ class Reconciler:
         await self._apply(decided)
         self._live.passes.set(self._live.passes.get() + 1)
         return decided
+
+    def _resolve(self, desired: DesiredState, overrides: tuple[Override, ...], at: Now) -> ResolvedState:
+        """What resolve() said last, as long as nothing that it depends on has changed. Outputs are only ever added."""
+        last = self._last
+        if last is None or not last.holds(desired, overrides, len(self._facts.outputs), at):
+            outputs = len(self._facts.outputs)
+            resolved = resolve(desired, overrides, self._variables, self._facts, at)
+            self._last = last = _Resolved(desired, overrides, outputs, at, resolved)
+        return last.resolved
 
     def _environments(self) -> tuple[ObservedEnvironment, ...]:
         return tuple(self._live.installs.get().values())
@@ -139,22 +165,22 @@ class Reconciler:
                 self._hands.install(action.environment)
             else:
                 starts.append(action)
-        for start in starts:
-            await self._record_output(start)
+        await self._record_outputs(starts)
         await self._supervisor.start(starts)
         if decided.actions:
             self.publish()
 
-    async def _record_output(self, start: StartProcess) -> None:
+    async def _record_outputs(self, starts: Sequence[StartProcess]) -> None:
         """The output folder is decided at the first start and kept: a new sibling must not move it."""
-        if start.process.instance is None or start.key in self._facts.outputs:
-            return
-        self._facts.outputs[start.key] = start.process.output
-        await self._node.put_fact(f"output/{start.key}", {"output": start.process.output})
+        fresh = [s for s in starts if s.process.instance is not None and s.key not in self._facts.outputs]
+        await asyncio.gather(*(self._node.put_fact(f"output/{s.key}", {"output": s.process.output}) for s in fresh))
+        self._facts.outputs.update({s.key: s.process.output for s in fresh})
 
     async def _read_desired(self) -> DesiredState:
         before = self._live.config.get()
         files = await asyncio.to_thread(self._hands.read_files)
+        if files == before.files:
+            return before.desired
         result = parse(files, self._variables, before.desired)
         for _ in range(TORN_RETRIES):
             if result.state != "refused" or _revision(files) == self._known_bad:

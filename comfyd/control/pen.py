@@ -11,6 +11,9 @@ from comfyd.store.protocol import NodeStore
 
 log = get_logger("comfyd.control")
 
+BATCH = 200
+"""Entries that are handed to the store together, so that they share its commits."""
+
 
 class Pen:
     """`write` never blocks; `run_writing` appends in order. What is left at `flush` is written then."""
@@ -41,10 +44,10 @@ class Pen:
         self._filled.clear()
         facts, self._facts = self._facts, {}
         try:
-            for key, value in facts.items():
-                await self._node.put_fact(key, value)
+            await asyncio.gather(*(self._node.put_fact(key, value) for key, value in facts.items()))
             while self._queue:
-                await self._node.append_event(*self._queue.popleft())
+                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                await asyncio.gather(*(self._node.append_event(*entry) for entry in batch))
         except ComfydError as error:
             log.error("event log not written", reason=error.message, lost=len(self._queue) + 1)
             self._queue.clear()

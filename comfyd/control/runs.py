@@ -41,6 +41,7 @@ class Run:
     adopted: bool = False
     stop: StopRequest | None = None
     stop_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    shown: tuple[object, ObservedProcess] | None = None
 
     @property
     def identity_strength(self) -> Any:
@@ -134,6 +135,17 @@ def history_from_fact(fact: dict[str, Any], boot_id: str) -> History:
 
 
 def observed_run(run: Run, history: History) -> ObservedProcess:
+    """Made anew only when something of it has changed: a snapshot of all runs is taken after every fact."""
+    mark = (
+        run.phase, run.phase_since_wall, run.ready_since_mono, run.probe_message, run.spec.port,
+        run.stop.drain_until if run.stop else None, history.last_exit, history.crashes, history.restarts,
+    )  # fmt: skip
+    if run.shown is None or run.shown[0] != mark:
+        run.shown = (mark, _observed(run, history))
+    return run.shown[1]
+
+
+def _observed(run: Run, history: History) -> ObservedProcess:
     return ObservedProcess(
         key=run.key, phase=run.phase, pid=run.process.pid, generation=run.generation, fingerprint=run.fingerprint,
         port=run.spec.port, gpus=run.gpus, gpu_exclusive=run.gpu_exclusive, started_mono=run.started.mono,

@@ -10,9 +10,10 @@ from typing import Any
 
 from comfyd.control.runs import Run, identity_from_record
 from comfyd.failpoint import failpoint
-from comfyd.host import clock, proc
+from comfyd.host import clock, proc, procfs
 from comfyd.host.journal import Journal
-from comfyd.host.proc import OWNER_VARIABLE, UUID_VARIABLE, Process, SpawnError, SpawnRequest
+from comfyd.host.proc import Process, SpawnError, SpawnRequest
+from comfyd.host.procfs import OWNER_VARIABLE, UUID_VARIABLE
 from comfyd.model.base import Now
 from comfyd.model.plan import StartProcess
 from comfyd.model.process import ProcessSpec
@@ -111,7 +112,7 @@ def last_lines(log: str) -> tuple[str, ...]:
 
 def adopt_recorded(records: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Process | None]]:
     """For each journal record the process if it is still the recorded one."""
-    boot_id, pidns = clock.boot_id(), proc.pid_namespace()
+    boot_id, pidns = clock.boot_id(), procfs.pid_namespace()
     found = [(record, proc.adopt(identity_from_record(record), boot_id, pidns)) for record in records]
     failpoint("adopt_verified")
     return found
@@ -119,4 +120,5 @@ def adopt_recorded(records: Sequence[dict[str, Any]]) -> list[tuple[dict[str, An
 
 def unrecorded(owner: str, known: frozenset[str]) -> tuple[int, ...]:
     """Pids that carry our owner tag and a uuid nobody recorded. They are shown, never signalled."""
-    return tuple(p for p in proc.all_pids() if proc.owner_of(p) == owner and (proc.uuid_of(p) or "") not in known)
+    tagged = (p for p in procfs.all_pids() if procfs.owner_of(p) == owner)
+    return tuple(p for p in tagged if (procfs.uuid_of(p) or "") not in known)

@@ -28,7 +28,7 @@ from comfyd.control.runs import (
 )
 from comfyd.control.spawning import Spawner
 from comfyd.control.stopping import end_process, reap
-from comfyd.host import clock, proc, sockets
+from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
 from comfyd.host.proc import SpawnError, Status
 from comfyd.live import Live
@@ -56,10 +56,10 @@ class Supervisor:
         self._changed = changed
         owner = hashlib.sha256(os.fsencode(paths.state_dir.resolve())).hexdigest()[:16]
         self._boot_id = clock.boot_id()
-        self._spawner = Spawner(self._journal, self._boot_id, proc.pid_namespace(), owner, dict(os.environ))
+        self._spawner = Spawner(self._journal, self._boot_id, procfs.pid_namespace(), owner, dict(os.environ))
         self._runs: dict[str, Run] = {}
         self._history: dict[str, History] = {}
-        self._scan = MemberScan()
+        self._scan = MemberScan(lambda: {run.generation: run.process.pid for run in self._runs.values()})
         self._prober = Prober()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._last_start: float | None = None
@@ -135,7 +135,7 @@ class Supervisor:
             if isinstance(result, SpawnError):
                 self._refused(action, result)
                 continue
-            history.restarts += history.last_exit is not None
+            history.restarts += history.last_exit is not None and not history.last_exit.asked
             self._last_start = at.mono
             self._runs[action.key] = result
             self._pen.write("instance", action.key, to="starting", reason=action.reason, pid=result.process.pid)
@@ -243,13 +243,11 @@ class Supervisor:
                     wait.cancel()
 
     async def _finished(self, run: Run, status: Status) -> None:
-        tail = await asyncio.to_thread(spawning.last_lines, run.spec.log)
+        tail = await asyncio.to_thread(self._put_away, run)
         info = self._of(run.key).ended(run, status, now(), tail)
         if info.code in spawning.EXEC_FAILED and not info.asked:
             cause = f"{spawning.EXEC_FAILED[info.code]}: {run.spec.argv[0]}"
             self._of(run.key).last_exit = info.model_copy(update={"cause": cause})
-        await asyncio.to_thread(spawning.remove_pid_file, run.spec, run.process.pid)
-        await asyncio.to_thread(self._journal.ended, run.generation)
         run.process.close()
         del self._runs[run.key]
         self._gone.set()
@@ -258,6 +256,13 @@ class Supervisor:
             "instance", run.key, **{"from": run.phase.value}, to="gone", reason=info.text(), asked=info.asked
         )
         self._changed()
+
+    def _put_away(self, run: Run) -> tuple[str, ...]:
+        """What is left of an ended run on disk. Returns the end of its log. Blocking."""
+        tail = spawning.last_lines(run.spec.log)
+        spawning.remove_pid_file(run.spec, run.process.pid)
+        self._journal.ended(run.generation)
+        return tail
 
     def _refused(self, action: StartProcess, error: SpawnError) -> None:
         history = self._of(action.key)

@@ -20,7 +20,8 @@ import anyio
 import anyio.to_thread
 
 from comfyd.host.clock import mono, wall
-from comfyd.host.proc import UUID_VARIABLE, read_stat, scan_members, signal_member
+from comfyd.host.proc import signal_member
+from comfyd.host.procfs import UUID_VARIABLE, read_stat, scan_members
 
 CAPTURE_BYTES = 1024 * 1024
 UMASK = 0o022

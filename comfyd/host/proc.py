@@ -9,13 +9,12 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-UUID_VARIABLE = "COMFYD_PROCESS_UUID"
-OWNER_VARIABLE = "COMFYD_PROCESS_OWNER"
+from comfyd.host.procfs import Member, read_stat, uuid_of
+
 NOT_RELEASED_EXIT = 125
 _BARRIER = 'read -r go && [ "$go" = go ] || exit 125; exec "$@" </dev/null'
 """The one shell in the house. Constant: values reach it only as argv. EOF on the pipe (the daemon died) ends it."""
@@ -196,75 +195,6 @@ def still(identity: Identity) -> bool:
     return uuid_of(identity.pid) == identity.uuid
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """The few fields of /proc/<pid>/stat that matter here."""
-
-    pid: int
-    name: str
-    state: str
-    ppid: int
-    session: int
-    starttime: int
-
-
-def read_stat(pid: int) -> Stat | None:
-    """None if there is no such process (any more)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    head, _, tail = text.rpartition(")")
-    fields = tail.split()
-    return Stat(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[3]), int(fields[19]))
-
-
-def uuid_of(pid: int) -> str | None:
-    """The uuid of ours that a process carries in its environment."""
-    return _variable_of(pid, UUID_VARIABLE)
-
-
-def owner_of(pid: int) -> str | None:
-    """Which daemon (state folder) started it."""
-    return _variable_of(pid, OWNER_VARIABLE)
-
-
-def _variable_of(pid: int, name: str) -> str | None:
-    try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return None
-    prefix = name.encode() + b"="
-    found = next((part for part in raw.split(b"\0") if part.startswith(prefix)), None)
-    return found[len(prefix) :].decode("ascii", "replace") if found is not None else None
-
-
-def all_pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One process of one of our groups."""
-
-    stat: Stat
-    uuid: str | None
-
-
-def scan_members(uuids: Sequence[str], sessions: Sequence[int]) -> list[Member]:
-    """Every live process that carries one of `uuids` or is in one of `sessions` (one procfs pass for all stops)."""
-    wanted, groups = set(uuids), set(sessions)
-    found: list[Member] = []
-    for pid in all_pids():
-        stat = read_stat(pid)
-        if stat is None or stat.state in "ZX":
-            continue
-        uuid = uuid_of(pid)
-        if uuid in wanted or stat.session in groups:
-            found.append(Member(stat, uuid))
-    return found
-
-
 def signal_member(member: Member, number: int) -> None:
     """Signal one scanned process if it still is the same one."""
     fd = _pidfd(member.stat.pid)
@@ -298,8 +228,3 @@ def _pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except OSError:
         return None
-
-
-def pid_namespace() -> int:
-    """Inode of our pid namespace."""
-    return os.stat("/proc/self/ns/pid").st_ino

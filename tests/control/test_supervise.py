@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from comfyd.host import clock, proc
+from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
 from comfyd.model.observed import Phase
 from tests.control.conftest import alive, end, environment_of, free_port, open_bench
@@ -96,6 +96,46 @@ print('child', child.pid, flush=True); print('the reason'); sys.exit(7)
         await bench.start(bench.wish("comfyui/0", code))
         await bench.until(lambda: bench.seen("comfyui/0").crashes == 2)
         assert bench.seen("comfyui/0").restarts == 1
+
+
+@pytest.mark.asyncio
+async def test_leftovers_are_found_wherever_they_went_and_siblings_are_left_alone(root: Path) -> None:
+    code = f"""
+import os, subprocess, sys
+group = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], process_group=0)
+session = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)
+read, write = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    orphan = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)
+    os.write(write, str(orphan.pid).encode())
+    os._exit(0)
+print('pids', group.pid, session.pid, os.read(read, 20).decode(), flush=True); os.abort()
+"""
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/1", SLEEP))
+        await bench.start(bench.wish("comfyui/0", code))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        last = bench.seen("comfyui/0").last_exit
+        assert last is not None
+        pids = [int(word) for line in last.last_lines if line.startswith("pids") for word in line.split()[1:]]
+        assert len(pids) == 3
+        assert not [pid for pid in pids if alive(pid)]
+        sibling = bench.seen("comfyui/1").pid
+        assert sibling is not None
+        assert alive(sibling)
+        bench.stop("comfyui/1")
+        await bench.until(lambda: bench.seen("comfyui/1").phase is Phase.GONE)
+
+
+def test_listening_sockets_are_the_same_from_the_kernel_and_from_the_tables() -> None:
+    with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
+        for one, address in ((four, "127.0.0.1"), (six, "::1")):
+            one.bind((address, 0))
+            one.listen()
+        for found in (sockets._diagnosed(), sockets._tabled(), sockets.listening()):
+            for one in (four, six):
+                assert found[one.getsockname()[1]] == {os.fstat(one.fileno()).st_ino}
 
 
 @pytest.mark.asyncio
@@ -208,7 +248,7 @@ def test_the_barrier_ends_without_its_daemon(tmp_path: Path) -> None:
     """EOF instead of `go`: nothing was executed."""
     mark = tmp_path / "mark"
     request = proc.SpawnRequest(("/bin/touch", str(mark)), str(tmp_path), {}, str(tmp_path / "log"), "u")
-    process = proc.spawn(request, clock.boot_id(), proc.pid_namespace())
+    process = proc.spawn(request, clock.boot_id(), procfs.pid_namespace())
     assert process.barrier is not None
     os.close(process.barrier)
     process.barrier = None
@@ -233,7 +273,7 @@ def test_arguments_reach_the_program_as_written(tmp_path: Path) -> None:
     """Nothing is ever given to a shell."""
     evil = ("$(touch pwned)", "`id`", "a b", "'\"", ";ls", "-x")
     request = proc.SpawnRequest(("/usr/bin/printf", "%s\n", *evil), str(tmp_path), {}, str(tmp_path / "log"), "u")
-    process = proc.spawn(request, clock.boot_id(), proc.pid_namespace())
+    process = proc.spawn(request, clock.boot_id(), procfs.pid_namespace())
     proc.release(process)
     assert process.status().code == 0
     assert (tmp_path / "log").read_text().splitlines() == list(evil)

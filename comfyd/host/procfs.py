@@ -1,0 +1,107 @@
+"""What procfs says of processes: their stat, our tags in their environment, who is left of a run. Reads only."""
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+UUID_VARIABLE = "COMFYD_PROCESS_UUID"
+OWNER_VARIABLE = "COMFYD_PROCESS_OWNER"
+_CHUNK = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The few fields of /proc/<pid>/stat that matter here."""
+
+    pid: int
+    name: str
+    state: str
+    ppid: int
+    session: int
+    starttime: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process of one of our groups."""
+
+    stat: Stat
+    uuid: str | None
+
+
+def read_stat(pid: int) -> Stat | None:
+    """None if there is no such process (any more)."""
+    raw = _read(f"/proc/{pid}/stat")
+    if not raw:
+        return None
+    head, _, tail = raw.decode("utf-8", "replace").rpartition(")")
+    fields = tail.split()
+    return Stat(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[3]), int(fields[19]))
+
+
+def uuid_of(pid: int) -> str | None:
+    """The uuid of ours that a process carries in its environment."""
+    return _variable_of(pid, UUID_VARIABLE)
+
+
+def owner_of(pid: int) -> str | None:
+    """Which daemon (state folder) started it."""
+    return _variable_of(pid, OWNER_VARIABLE)
+
+
+def all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def scan_members(uuids: Sequence[str], sessions: Sequence[int], apart: Collection[int] = ()) -> list[Member]:
+    """Every live process that carries one of `uuids` or is in one of `sessions` (one pass for all stops).
+
+    A process that we start begins a session; what descends from it stays in that one or begins its own. So the
+    sessions of the kernel, of this daemon, and of its other runs (`apart`: their leaders) hold nothing of it, and the
+    system call that tells the session saves reading the files of most processes.
+    """
+    wanted, groups = set(uuids), set(sessions)
+    elsewhere = ({0, os.getsid(0)} | set(apart)) - groups
+    found: list[Member] = []
+    for pid in all_pids():
+        try:
+            session = os.getsid(pid)
+        except OSError:
+            continue
+        if session in elsewhere:
+            continue
+        uuid = uuid_of(pid)
+        if uuid not in wanted and session not in groups:
+            continue
+        stat = read_stat(pid)
+        if stat is not None and stat.state not in "ZX":
+            found.append(Member(stat, uuid))
+    return found
+
+
+def pid_namespace() -> int:
+    """Inode of our pid namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def _variable_of(pid: int, name: str) -> str | None:
+    found = b"\0" + _read(f"/proc/{pid}/environ")
+    _, present, rest = found.partition(b"\0" + name.encode() + b"=")
+    return rest.partition(b"\0")[0].decode("ascii", "replace") if present else None
+
+
+def _read(path: str) -> bytes:
+    """The whole file; empty if it cannot be read (any more)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        parts = [os.read(fd, _CHUNK)]
+        while parts[-1]:
+            parts.append(os.read(fd, _CHUNK))
+        return b"".join(parts)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
