@@ -125,7 +125,9 @@ def _plan_running(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess) ->
     elif wish.held is not None:
         draft.holds[wish.key] = wish.held
     elif seen.fingerprint != wish.fingerprint:
-        _stop(draft, seen, wish.drain_timeout_s, "its settings changed")
+        hung = seen.phase is Phase.UNREADY  # its prompts are not going to end by themselves
+        drain_s = min(STOP_DRAIN_S, wish.drain_timeout_s) if hung else wish.drain_timeout_s
+        _stop(draft, seen, drain_s, "its settings changed")
 
 
 def _plan_absent(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | None) -> None:

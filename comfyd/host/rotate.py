@@ -48,11 +48,12 @@ def rotate(path: Path, keep: int = KEEP) -> int:
 def _copy_to_end(source: int, target: int) -> int:
     """Copy until what has been added meanwhile is small."""
     copied = 0
-    while True:
+    for _ in range(_TRIES):
         step = _copy(source, target, copied)
         copied += step
         if step <= _NEARLY:
-            return copied
+            break
+    return copied
 
 
 def _cut(source: int, target: int, copied: int) -> int:

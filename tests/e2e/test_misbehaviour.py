@@ -276,3 +276,15 @@ def test_a_device_error_fails_the_task_with_the_message(start: Start) -> None:
     daemon.until(lambda: status_of(daemon, task) not in {"PENDING", "PROCESSING"}, 40)
     assert status_of(daemon, task) == "FAILED"
     assert "CUDA error" in daemon.get(f"/tasks/{task}")["task_message"]
+
+
+def test_restart_of_a_hung_busy_one_does_not_wait_for_its_prompt(start: Start, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    daemon = start({"JOURNAL": str(journal)})
+    daemon.until_ready(0, 1)
+    only_odd(daemon)
+    submit(daemon, sleep(1.0))
+    daemon.until(lambda: journal.exists() and "executed" in journal.read_text())
+    wedge(daemon)
+    daemon.until(lambda: daemon.state(1) == "unready")
+    assert "restarted" in daemon.post("/api/comfyui/instances/1/restart?wait=20")["message"]

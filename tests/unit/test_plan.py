@@ -101,12 +101,20 @@ def test_a_changed_fingerprint_stops_now_and_starts_only_after_the_exit(phase: P
     assert verbs(decided) == [("stop", "comfyui/0")]
     action = decided.actions[0]
     assert isinstance(action, StopProcess)
-    assert (action.drain_s, action.generation) == (77, "g0")
+    drain_s = STOP_DRAIN_S if phase is Phase.UNREADY else 77
+    assert (action.drain_s, action.generation) == (drain_s, "g0")
     machine.apply(decided)
     while machine.processes["comfyui/0"].alive:
         assert verbs(machine.plan(desired)) == []
         machine.advance("comfyui/0")
     assert verbs(machine.plan(desired)) == [("start", "comfyui/0")]
+
+
+def test_a_hung_one_is_restarted_without_waiting_for_its_prompts() -> None:
+    machine = with_processes(running(0, phase=Phase.UNREADY, fingerprint="old"))
+    (stop,) = machine.plan(desire(wish(0, drain_timeout_s=600.0))).actions
+    assert isinstance(stop, StopProcess)
+    assert stop.drain_s == STOP_DRAIN_S
 
 
 @pytest.mark.parametrize("drain", [0.0, 1.0, 600.0])
