@@ -155,20 +155,17 @@ class Writer:
     def _gather(self) -> tuple[list[Operation[Any]], bool]:
         batch: list[Operation[Any]] = []
         operation = self._next()
-        with contextlib.suppress(queue.Empty):
-            while operation is not None:
-                batch.append(operation)
-                if len(batch) >= MAX_BATCH:
-                    break
-                operation = self._queue.get_nowait()
+        while operation is not None:
+            batch.append(operation)
+            if len(batch) >= MAX_BATCH or self._queue.empty():
+                break
+            operation = self._queue.get_nowait()
         return batch, operation is not None
 
     def _next(self) -> Operation[Any] | None:
         """Wait for an operation; being idle is the time to write the log back."""
         until = time.perf_counter() + SPIN_S
-        while time.perf_counter() < until:
-            with contextlib.suppress(queue.Empty):
-                return self._queue.get_nowait()
+        while self._queue.empty() and time.perf_counter() < until:
             os.sched_yield()
         if self._unwritten() > CHECKPOINT_AFTER:
             with contextlib.suppress(queue.Empty):
