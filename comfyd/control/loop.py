@@ -14,6 +14,7 @@ from comfyd.control.pen import Pen
 from comfyd.control.supervise import Supervisor, now
 from comfyd.control.watch import Watcher
 from comfyd.core.config import fallback_state, parse, state_from_json, state_to_json
+from comfyd.core.memo import Memo
 from comfyd.core.plan import plan
 from comfyd.core.resolve import resolve
 from comfyd.failpoint import failpoint
@@ -86,6 +87,7 @@ class Reconciler:
         self._paths: Paths = facts.paths
         self._known_bad = ""
         self._last: _Resolved | None = None
+        self._memo = Memo()
 
     async def open(self) -> None:
         """Take up the last good state and what is recorded of outputs."""
@@ -143,7 +145,7 @@ class Reconciler:
         last = self._last
         if last is None or not last.holds(desired, overrides, len(self._facts.outputs), at):
             outputs = len(self._facts.outputs)
-            resolved = resolve(desired, overrides, self._variables, self._facts, at)
+            resolved = resolve(desired, overrides, self._variables, self._facts, at, self._memo)
             self._last = last = _Resolved(desired, overrides, outputs, at, resolved)
         return last.resolved
 

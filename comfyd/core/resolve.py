@@ -12,6 +12,7 @@ from comfyd.core.config import overlay
 from comfyd.core.config_environments import is_service
 from comfyd.core.config_instances import extra_arguments
 from comfyd.core.config_report import Report
+from comfyd.core.memo import Memo, given_fields
 from comfyd.core.resolve_process import (
     Setting,
     instance_fingerprint,
@@ -54,12 +55,14 @@ class _Overrides:
 
 
 def resolve(
-    desired: DesiredState, overrides: Sequence[Override], variables: Variables, facts: MachineFacts, now: Now
-) -> ResolvedState:
+    desired: DesiredState, overrides: Sequence[Override], variables: Variables, facts: MachineFacts, now: Now,
+    memo: Memo | None = None,
+) -> ResolvedState:  # fmt: skip
     """The wish for every key, sorted by key. Pure: the order of `overrides` and of the files does not matter.
 
     EXTRA_ARGS that cannot be used hold every instance instead of starting it without them.
     """
+    memo = memo or Memo()
     asked = _in_force(overrides, facts, now)
     report = Report("EXTRA_ARGS")
     extra = extra_arguments(variables, report)
@@ -70,7 +73,9 @@ def resolve(
     setting = Setting(
         desired.settings, variables, facts, extra, _first_of(wishes), Counter(i.environment for i in desired.instances)
     )
-    processes = [_instance(wish, desired, setting, asked) for wish in wishes]
+    shared = (desired.settings, variables, extra, facts.paths, facts.tcmalloc)
+    memo.begin(shared, {wish.spec.key for wish in wishes})
+    processes = [_instance(wish, desired.environment(wish.spec.environment), setting, asked, memo) for wish in wishes]
     if report.failed:
         cause = Condition("held", "bad_extra_args", f"EXTRA_ARGS: {report.issues[0].message}", report.issues[0].hint)
         processes = [p.model_copy(update={"held": p.held or cause}) for p in processes]
@@ -197,15 +202,26 @@ def _first_of(wishes: Iterable[_Wish]) -> dict[str, int]:
     return first
 
 
-def _instance(wish: _Wish, desired: DesiredState, setting: Setting, asked: _Overrides) -> DesiredProcess:
+def _instance(
+    wish: _Wish, environment: EnvironmentSpec | None, setting: Setting, asked: _Overrides, memo: Memo
+) -> DesiredProcess:
+    """`inputs` names all that `_made` looks at beside what all instances share."""
+    spec, output = wish.spec, _output(wish, setting)
+    token, first = asked.restart_token(spec.key), setting.first_of.get(spec.environment)
+    given = (given_fields(spec), given_fields(spec.probe), given_fields(environment and environment.probe))
+    inputs = (wish, environment, given, output, token, first == spec.id)
+    return memo.made(spec.key, inputs, lambda: _made(wish, environment, setting, output, token))
+
+
+def _made(
+    wish: _Wish, environment: EnvironmentSpec | None, setting: Setting, output: str, token: str | None
+) -> DesiredProcess:
     spec = wish.spec
-    environment = desired.environment(spec.environment)
-    output = _output(wish, setting)
     grace_given = "drain_timeout_s" in spec.model_fields_set
     return DesiredProcess(
         key=spec.key,
         spec=instance_process(spec, environment, setting, output),
-        fingerprint=instance_fingerprint(spec, environment, setting, asked.restart_token(spec.key)),
+        fingerprint=instance_fingerprint(spec, environment, setting, token),
         run=wish.run,
         why_not=wish.why_not,
         held=wish.held or _environment_hold(spec, environment),

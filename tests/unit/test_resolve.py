@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyd.core.config import parse
+from comfyd.core.memo import Memo
 from comfyd.core.resolve import autolaunch, resolve
 from comfyd.model.base import Now
 from comfyd.model.desired import DesiredState, Override, Want
@@ -423,3 +424,34 @@ def test_any_overrides_give_one_wish_per_key_whatever_their_order(overrides: lis
     shuffled = list(overrides)
     order.shuffle(shuffled)
     assert solve(desired, *shuffled) == resolved
+
+
+ENTRY = st.fixed_dictionaries(
+    {"id": st.integers(0, 3), "name": st.just("")},
+    optional={
+        "environment": st.sampled_from(["comm", "aua", "none"]), "extra_args": st.sampled_from(["", "--cpu"]),
+        "stop_grace_s": st.sampled_from([15.0, 3.0]), "enabled": st.booleans(), "env": st.just({"A": "b"}),
+        "probe": st.sampled_from([{}, {"period_s": 5.0}, {"startup_deadline_s": 600.0}]),
+    },
+)  # fmt: skip
+STEP = st.tuples(
+    st.lists(ENTRY, max_size=4, unique_by=lambda e: e["id"]), st.sampled_from(["", "--lowvram"]),
+    st.sampled_from([15.0, 9.0]), st.sampled_from([{}, {"probe": {}}, {"probe": {"startup_deadline_s": 600.0}}]),
+    st.sampled_from([None, "t1", "t2"]), st.booleans(),
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(STEP, min_size=2, max_size=5))
+def test_a_memo_changes_no_result(steps: list[Any]) -> None:
+    memo = Memo()
+    for entries, extra, grace, comm, token, recorded in steps:
+        named = [{**e, "port": 4000 + e["id"], "name": f"i{e['id']}"} for e in entries]
+        desired = state(*named, environments={"comm": comm, "aua": {"port": 3003}})
+        overrides = [Override(key="comfyui/0", kind="restart", token=token, by="t", created_at=1.0)] if token else []
+        variables = Variables(extra_args=extra, stop_grace_s=grace, startup_deadline_s=77.0)
+        facts = MachineFacts(paths=Paths.under(ROOT), container="here", outputs={"comfyui/1": "x"} if recorded else {})
+        fresh = resolve(desired, overrides, variables, facts, NOW)
+        kept = resolve(desired, overrides, variables, facts, NOW, memo)
+        assert kept.model_dump() == fresh.model_dump()
+        assert kept.model_dump(exclude_unset=True) == fresh.model_dump(exclude_unset=True)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from comfyd.core.source import Document, child, parse_source, quoted, read_plain, read_slowly
+from comfyd.core.plain import read_plain
+from comfyd.core.source import Document, child, parse_source, quoted, read_slowly
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)
 LEAF = (
