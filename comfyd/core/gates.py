@@ -39,8 +39,13 @@ def environment_hold(wish: DesiredProcess, seen: ObservedEnvironment | None) -> 
     return Condition("waiting_env", "install_failed", f"environment {name} failed to install{cause}", hint)
 
 
-def no_build_script(name: str) -> Condition:
-    """Why an environment that is neither installed nor installable holds its instances."""
+def no_build_script(name: str, *, installed: bool = False) -> Condition:
+    """Why an environment cannot be built: one that is not installed holds its instances, another one goes on."""
+    if installed:
+        message = f"environment {name} changed, but there is no build/{name}/install.sh to build it anew"
+        return Condition(
+            "build_missing", "no_build_script", message, f"bring build/{name} back; what is installed goes on"
+        )
     message = f"environment {name} is not installed and there is no build/{name}/install.sh"
     return Condition("waiting_env", "no_build_script", message, f"add build/{name}/install.sh or correct `environment`")
 

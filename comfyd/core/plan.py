@@ -96,8 +96,8 @@ def _plan_environment(draft: _Draft, wish: DesiredEnvironment) -> None:
     current = seen.fingerprint == wish.fingerprint
     if seen.installed and current and seen.models_fingerprint == wish.spec.models_fingerprint:
         return
-    if not seen.installed and not wish.spec.has_install:
-        draft.holds[key] = no_build_script(wish.name)
+    if not wish.spec.has_install and not seen.foreign and not (seen.installed and current):
+        draft.holds[key] = no_build_script(wish.name, installed=seen.installed)
         return
     if seen.failures and seen.failed_fingerprint == wish.fingerprint and seen.failed_mono is not None:
         again = seen.failed_mono + install_delay_s(seen.failures, wish.name)

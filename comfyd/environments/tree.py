@@ -164,7 +164,7 @@ def observe(paths: Paths, env: str, *, skip_models: bool) -> ObservedEnvironment
         condition = Condition("conflict", problem.reason, problem.message, problem.hint)
         return base.model_copy(update={"state": "conflict", "condition": condition})
     if here.tree is None or marker is None:
-        return base
+        return base.model_copy(update={"foreign": here.kind == "foreign"})
     models = "" if marker.models_skipped and not skip_models else marker.models_fingerprint
     return base.model_copy(
         update={

@@ -107,12 +107,14 @@ class ObservedEnvironment(Frozen):
     state: absent | installing | installed | failed | conflict. `installed` stays true while a newer generation is
     being built or has failed. fingerprint: of the installed generation; failed_fingerprint: of the last failed try.
     failures: consecutive failed tries; failed_mono: when the last one ended. tree: real path of the generation.
+    foreign: a directory that comfyd did not make stands in its place and waits to be adopted.
     flags: options its own --help lists. steps, progress (0..1 or None), log: of the latest install.
     """
 
     name: str
     state: Literal["absent", "installing", "installed", "failed", "conflict"] = "absent"
     installed: bool = False
+    foreign: bool = False
     generation: int | None = None
     tree: str | None = None
     fingerprint: str = ""

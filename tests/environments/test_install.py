@@ -323,6 +323,13 @@ async def test_a_directory_that_was_there_is_adopted(house: House) -> None:
     assert sorted(p.name for p in tree.iterdir()) == sorted([*before, MARKER])
 
 
+async def test_a_directory_that_nobody_adopted_yet_is_seen(house: House) -> None:
+    assert not observe(house.paths, "comm", skip_models=False).foreign
+    (house.link() / "venv").mkdir(parents=True)
+    seen = observe(house.paths, "comm", skip_models=False)
+    assert (seen.foreign, seen.installed) == (True, False)
+
+
 async def test_a_directory_that_cannot_be_started_is_a_conflict_and_stays(house: House) -> None:
     house.write_script(script())
     tree = foreign_tree(house, whole=False)

@@ -231,7 +231,9 @@ def test_an_installed_environment_serves_while_its_next_generation_is_built_or_f
         (installed(state="conflict"), {"fingerprint": "e2"}, False),
         (installed(state="installing"), {"fingerprint": "e2"}, False),
         (installed(), {"spec": {"models": (ModelSpec(url="https://h/x"),)}}, True),
-        (installed(), {"fingerprint": "e2", "has_install": False}, True),
+        (installed(), {"fingerprint": "e2", "has_install": False}, False),
+        (installed(), {"has_install": False, "spec": {"models": (ModelSpec(url="https://h/x"),)}}, True),
+        (ObservedEnvironment(name="comm", foreign=True), {"has_install": False}, True),
     ],
 )  # fmt: skip
 def test_installs(seen: ObservedEnvironment | None, given: dict[str, Any], installs: bool) -> None:
@@ -246,6 +248,13 @@ def test_without_a_build_script_the_instance_says_so() -> None:
     assert decided.actions == ()
     assert decided.holds["comfyui/0"].reason == "no_build_script"
     assert "build/comm/install.sh" in decided.holds["comfyui/0"].message
+
+
+def test_a_build_folder_that_went_away_leaves_what_is_installed_alone_and_says_so() -> None:
+    decided = world(installed()).plan(desire(wish(0), environments=[environment(fingerprint="e2", has_install=False)]))
+    assert verbs(decided) == [("start", "comfyui/0")]
+    assert decided.holds["environment/comm"].reason == "no_build_script"
+    assert "is not installed" not in decided.holds["environment/comm"].message
 
 
 @pytest.mark.parametrize(("failures", "delay"), [(1, 30), (2, 60), (3, 120), (50, 3600)])
