@@ -15,6 +15,8 @@ from comfyd.core.view import rfc3339
 from comfyd.errors import ComfydError
 from comfyd.model.desired import Override
 
+WISHES = ("run", "spec")
+
 
 class OverrideView(Answer):
     """One wish. kind run: `want`; spec: `fields` of an instances.json entry; restart and install: a token."""
@@ -40,7 +42,7 @@ class Cleared(Answer):
 
 
 class PutOverride(Ask):
-    """Replaces all overrides of the instance. `fields`: any fields of an instances.json entry but `id`."""
+    """Replaces the wishes for the instance. `fields`: any fields of an instances.json entry but `id`."""
 
     want: Literal["up", "down"] | None = None
     fields: dict[str, Any] = Field(default_factory=dict)
@@ -68,15 +70,18 @@ async def put_override(call: Call[PutOverride, None]) -> OverridesAnswer:
     expires = None if call.body.expires_at is None else call.body.expires_at / 1000
     if expires is not None and expires <= context.clock().wall:
         raise ComfydError("/expires_at: is in the past", code="validation_failed")
-    made = [one.model_copy(update={"expires_at": expires}) for one in _made(call, key)]
+    made = [_until(one, expires) for one in _made(call, key)]
     if not made:
         raise ComfydError("give at least one of want, fields and restart", code="validation_failed")
-    kept = {one.kind for one in made}
-    for one in await context.node.overrides():
-        if one.key == key and one.kind not in kept:
-            await context.node.delete_overrides(key, one.kind)
+    for kind in {*WISHES} - {one.kind for one in made}:
+        await context.node.delete_overrides(key, kind)
     await write(context, made)
     return _shown(made)
+
+
+def _until(one: Override, expires: float | None) -> Override:
+    """A token never ends: without it the fingerprint would change back, which is one more restart."""
+    return one.model_copy(update={"expires_at": expires}) if one.kind in WISHES else one
 
 
 @op("DELETE", "/api/comfyui/overrides", scope="admin", response=Cleared)
@@ -97,7 +102,7 @@ async def clear_override(call: Call[None, None]) -> Cleared:
 async def _back_to_files(context: ApiContext, key: str | None) -> int:
     """Delete wishes; restart and install tokens stay, they differ from nothing and losing one would be a change."""
     deleted = 0
-    for kind in ("run", "spec"):
+    for kind in WISHES:
         deleted += await context.node.delete_overrides(key, kind)
     context.live.wake.set()
     return deleted

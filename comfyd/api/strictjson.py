@@ -1,6 +1,6 @@
 """Bytes of a request body into plain data, refusing what pydantic and json let pass.
 
-Owns: duplicate keys, NaN and infinities, NUL, lone surrogates, depth. Must not: know any model.
+Owns: duplicate keys, NaN and infinities, NUL, lone surrogates, depth, how many values. Must not: know any model.
 """
 
 import json
@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 from comfyd.errors import ComfydError
 
 MAX_DEPTH = 64
+MAX_VALUES = 250_000
+"""More than 20,000 nodes with their inputs. Judged by the commas, before anything is made of them."""
 _SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -19,7 +21,7 @@ def refuse(message: str, **details: Any) -> NoReturn:
 
 
 def decode(data: bytes) -> Any:
-    """The JSON value in `data`. Raises ComfydError `invalid_json` that says where."""
+    """The JSON value in `data`. Raises ComfydError `invalid_json` that says where, or payload_too_large."""
     value, rest = decode_prefix(data)
     if rest:
         refuse("there is text after its end")
@@ -28,6 +30,8 @@ def decode(data: bytes) -> Any:
 
 def decode_prefix(data: bytes) -> tuple[Any, str]:
     """The JSON value at the start of `data`, and the stripped text that follows it."""
+    if data.count(b",") > MAX_VALUES:
+        raise ComfydError(f"the body has more than {MAX_VALUES} values", code="payload_too_large")
     try:
         text = data.decode("utf-8-sig").lstrip(" \t\r\n")
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 Owns: the shapes of these calls. Must not: choose an instance for good or run anything.
 """
 
+import asyncio
 import hashlib
 import json
 import re
@@ -111,6 +112,7 @@ async def create_named_task(call: Call[CreateNamedTask, None]) -> TaskAnswer:
 
 async def _create(call: Call[Any, None], workflow: str, body: CreateTask) -> TaskAnswer:
     context = call.context
+    key = _idempotency_key(call)
     priority = parse_priority(body.priority)
     environment = route(context.live.config.get().desired, workflow)
     params = dict(body.params)
@@ -125,8 +127,8 @@ async def _create(call: Call[Any, None], workflow: str, body: CreateTask) -> Tas
         user_id=body.user_id,
         max_attempts=body.max_attempts,
         callback_url=body.callback_url,
-        idempotency_key=_idempotency_key(call),
-        body_digest=_digest(workflow, body),
+        idempotency_key=key,
+        body_digest=await _digest(workflow, body) if key else "",
     )
     task, made = await context.tasks.enqueue(new, context.clock())
     if made:
@@ -143,10 +145,14 @@ def _idempotency_key(call: Call[Any, Any]) -> str | None:
     return key
 
 
-def _digest(workflow: str, body: CreateTask) -> str:
-    """What the caller asked for, whichever of the two addresses was used."""
-    asked = {**body.model_dump(mode="json"), "workflow_name": workflow}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+async def _digest(workflow: str, body: CreateTask) -> str:
+    """What the caller asked for, whichever of the two addresses was used. In a thread: a graph may be large."""
+
+    def made() -> str:
+        asked = {**body.model_dump(mode="json"), "workflow_name": workflow}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    return await asyncio.to_thread(made)
 
 
 @op("GET", "/tasks", scope="client", query=TaskQuery, response=TasksAnswer, also=under_api("/tasks"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from comfyd.api.graphs import MAX_NODES
 from comfyd.api.strictjson import MAX_DEPTH, decode, decode_prefix
 from comfyd.errors import ComfydError
 from tests.api.world import GRAPH, JSON, Answer, World, world
@@ -52,6 +53,12 @@ ROUTES = (
     ("POST", "/api/comfyui/start-instances"),
     ("PUT", "/api/comfyui/overrides/0"),
 )
+
+
+TOO_MANY = {
+    "a million keys": b'{"params": {' + b",".join(b'"%d":1' % n for n in range(1_000_000)) + b"}}",
+    "a million items": b'{"params": {"a": [' + b"1," * 1_000_000 + b"1]}}",
+}
 
 
 async def nothing_happened(w: World) -> None:
@@ -197,3 +204,18 @@ def test_good_values_come_through(value: Any) -> None:
     assert decode(json.dumps(value).encode()) == value
     assert decode(json.dumps(value, ensure_ascii=False).encode("utf-8-sig")) == value
     assert decode_prefix(json.dumps(value).encode() + b" tail ") == (value, "tail")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("body", TOO_MANY.values(), ids=list(TOO_MANY))
+async def test_more_values_than_any_workflow_has_are_refused_unread(tmp_path: Path, body: bytes) -> None:
+    async with world(tmp_path, max_body_mb=20) as w:
+        answer = await w.call("POST", "/tasks/create/paint", data=io.BytesIO(body), headers=JSON)
+        assert (answer.status, answer.code) == (413, "payload_too_large")
+        await nothing_happened(w)
+
+
+def test_a_graph_of_as_many_nodes_as_are_allowed_is_read() -> None:
+    inputs = {"model": ["1", 0], "clip": ["2", 1], "seed": 1, "steps": 20, "cfg": 8.0, "sampler_name": "euler"}
+    graph = {str(n): {"class_type": "KSampler", "inputs": inputs} for n in range(MAX_NODES)}
+    assert decode(json.dumps(graph).encode()) == graph

@@ -47,6 +47,27 @@ async def test_a_put_replaces_what_was_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_put_without_restart_keeps_what_was_restarted(tmp_path: Path) -> None:
+    """The token of the last restart is part of what runs: losing it, or letting it expire, would restart once more."""
+    async with world(tmp_path) as w:
+        await w.settle(lambda: w.phase("comfyui/0") is Phase.READY)
+        assert (await w.post("/api/comfyui/instances/0/restart")).status == 200
+        fingerprint = w.live.resolved.get().process("comfyui/0").fingerprint
+        await w.call("PUT", f"{OVERRIDES}/0", {"want": "up"})
+        await w.settle(lambda: w.live.overrides.get() and "up" in [o.want for o in w.live.overrides.get()])
+        assert {o.kind for o in await w.context.node.overrides()} == {"restart", "run"}
+        assert w.live.resolved.get().process("comfyui/0").fingerprint == fingerprint
+
+        put = await w.call(
+            "PUT", f"{OVERRIDES}/0", {"want": "up", "restart": True, "expires_at": "2100-01-02T03:04:05Z"}
+        )
+        assert {o["kind"]: o["expires_at"] for o in put.json["overrides"]} == {
+            "restart": None,
+            "run": "2100-01-02T03:04:05.000Z",
+        }
+
+
+@pytest.mark.asyncio
 async def test_an_override_may_expire(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         put = await w.call("PUT", f"{OVERRIDES}/1", {"want": "up", "expires_at": "2100-01-02T03:04:05Z"})
