@@ -127,6 +127,14 @@ def test_pid_1_reaps_what_an_exec_leaves_behind(stock: Container) -> None:
     stock.until(lambda: orphans() == [], 10, "the orphan is reaped")
 
 
+def test_a_variable_makes_the_stock_file_count(make_container: MakeContainer, workspace: Path) -> None:
+    with running(make_container(workspace, DISABLE_AUTOLAUNCH="false")) as container:
+        waiting = {"comfyui-main": "waiting_env", "comfyui-backup": "waiting_env"}
+        container.until(lambda: container.states() == waiting, AT_ONCE_S, "both wait for their environment")
+        container.until((workspace / "logs/install_comm.log").exists, 10, "the install begins")
+        assert container.stop() == 0
+
+
 def test_a_mounted_file_is_edited_in_place_and_an_instance_comes_and_goes(
     make_container: MakeContainer, workspace: Path, instances: Path
 ) -> None:

@@ -39,6 +39,7 @@ def test_the_image_keeps_the_versions_it_was_built_with(built: Built) -> None:
     kept = ("COMFYUI_VERSION", "COMFYUI_REPOSITORY", "TORCH_VERSION", "XFORMERS_VERSION", "INDEX_URL")
     assert {name: environ[name] for name in kept} == {name: ARGUMENTS[name] for name in kept}
     assert environ["WORKFLOW"] == "comm"
+    assert "VENV_PATH" not in environ, "an environment installed at run time has its venv in its own tree"
     assert environ["TEMPLATE_VERSION"] == ARGUMENTS["RELEASE"]
     assert built.image.config["Labels"]["org.opencontainers.image.version"] == ARGUMENTS["RELEASE"]
 
