@@ -1,5 +1,6 @@
 """The control room as one context: entering adopts and reconciles, leaving stops or leaves the processes."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from comfyd.live import Live
 from comfyd.model.sources import MachineFacts, Variables
 from comfyd.settings import Settings
 from comfyd.store.protocol import NodeStore
+
+PUBLISH_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +37,18 @@ class ControlParts:
 async def open_control(parts: ControlParts) -> AsyncIterator[None]:
     """Adopt, then reconcile until the body ends. A body that fails leaves every process running."""
     live, settings = parts.live, parts.settings
-    stopping = False
+    stopping, told = False, asyncio.Event()
 
     def changed() -> None:
-        if stopping:
+        (told if stopping else live.wake).set()
+
+    async def run_publishing() -> None:
+        """While all processes end, one snapshot serves all that happens within the pause."""
+        while True:
+            await told.wait()
+            told.clear()
             reconciler.publish()
-        else:
-            live.wake.set()
+            await anyio.sleep(PUBLISH_PAUSE_S)
 
     def logs() -> list[str]:
         return [*supervisor.logs(), str(parts.facts.paths.log_dir / "comfyd.log")]
@@ -65,8 +73,10 @@ async def open_control(parts: ControlParts) -> AsyncIterator[None]:
                 stopping = True
                 deciding.cancel_scope.cancel()
             if not parts.leave():
-                reconciler.publish()
+                told.set()
+                watching.start_soon(run_publishing)
                 await supervisor.stop_all(0.0)
+                reconciler.publish()
             watching.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):

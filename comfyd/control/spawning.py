@@ -19,6 +19,7 @@ from comfyd.model.plan import StartProcess
 from comfyd.model.process import ProcessSpec
 
 EXEC_FAILED = {126: "the program could not be executed", 127: "the program was not found"}
+PART = 25
 LAST_LINES, TAIL_BYTES = 50, 32 * 1024
 
 
@@ -33,7 +34,14 @@ class Spawner:
     environment: Mapping[str, str]
 
     def start_batch(self, actions: Sequence[StartProcess], now: Now) -> list[tuple[StartProcess, Run | SpawnError]]:
-        """Spawn all behind their barriers, record them with one sync, release them. Never raises for one of them."""
+        """Spawn all behind their barriers, record them with one sync, release them. Never raises for one of them.
+
+        A large batch goes in parts: the programs of one part begin while the next one is spawned.
+        """
+        parts = (actions[first : first + PART] for first in range(0, len(actions), PART))
+        return [result for part in parts for result in self._start_part(part, now)]
+
+    def _start_part(self, actions: Sequence[StartProcess], now: Now) -> list[tuple[StartProcess, Run | SpawnError]]:
         results: list[tuple[StartProcess, Run | SpawnError]] = []
         for action in actions:
             try:
