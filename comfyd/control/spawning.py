@@ -51,7 +51,10 @@ class Spawner:
             except OSError as error:
                 results.append((action, SpawnError(error.errno, error.strerror, error.filename)))
         runs = [run for _, run in results if isinstance(run, Run)]
-        self.journal.started(run.record() for run in runs)
+        try:
+            self.journal.started(run.record() for run in runs)
+        except OSError as error:
+            return [(action, _not_recorded(result, error)) for action, result in results]
         for run in runs:
             _write_pid_file(run.spec, run.process)
             proc.release(run.process)
@@ -76,6 +79,14 @@ class Spawner:
         environment |= {UUID_VARIABLE: generation, OWNER_VARIABLE: self.owner}
         argv = tuple(_pinned(argument, spec.pin, tree) for argument in spec.command(flags))
         return SpawnRequest(argv, _pinned(spec.cwd, spec.pin, tree), environment, spec.log, generation)
+
+
+def _not_recorded(result: Run | SpawnError, error: OSError) -> SpawnError:
+    """Without a record no start: the child at its barrier reads the end of its pipe and exits."""
+    if isinstance(result, SpawnError):
+        return result
+    proc.abandon(result.process)
+    return SpawnError(error.errno, f"its record cannot be written ({error.strerror})", error.filename)
 
 
 def _pinned(text: str, link: str | None, tree: str | None) -> str:

@@ -3,6 +3,8 @@
 A torn last line is ignored: its child is still at the barrier and ends by itself. Blocking: call it off the loop.
 """
 
+import contextlib
+import errno
 import json
 import os
 import threading
@@ -34,12 +36,12 @@ class Journal:
             return [dict(record) for record in self._live.values()]
 
     def started(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append `start` records and put them on disk with one fdatasync."""
+        """Append `start` records and put them on disk with one fdatasync. Raises OSError: then none is recorded."""
         with self._lock:
-            for record in records:
-                self._live[str(record["uuid"])] = dict(record)
-                self._append({"op": "start", **record})
+            given = {str(record["uuid"]): dict(record) for record in records}
+            self._append(*({"op": "start", **record} for record in given.values()))
             os.fdatasync(self._fd)
+            self._live.update(given)
         failpoint("record_written")
 
     def marked(self, uuid: str, ready: bool) -> None:
@@ -47,16 +49,19 @@ class Journal:
         with self._lock:
             if uuid in self._live:
                 self._live[uuid]["ready"] = ready
-                self._append({"op": "ready" if ready else "unready", "uuid": uuid})
+                with contextlib.suppress(OSError):
+                    self._append({"op": "ready" if ready else "unready", "uuid": uuid})
 
     def ended(self, uuid: str) -> None:
-        """Forget a run whose end was seen."""
+        """Forget a run whose end was seen. Where that cannot be written, the next daemon finds it ended."""
         with self._lock:
             if self._live.pop(uuid, None) is None:
                 return
-            self._append({"op": "end", "uuid": uuid})
+            with contextlib.suppress(OSError):
+                self._append({"op": "end", "uuid": uuid})
             if self._lines > COMPACT_AFTER + 2 * len(self._live):
-                self._compact()
+                with contextlib.suppress(OSError):
+                    self._compact()
         failpoint("record_cleared")
 
     def close(self) -> None:
@@ -65,17 +70,26 @@ class Journal:
                 os.close(self._fd)
                 self._fd = -1
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        os.write(self._fd, json.dumps(entry, separators=(",", ":")).encode() + b"\n")
-        self._lines += 1
+    def _append(self, *entries: Mapping[str, Any]) -> None:
+        """All of them or none: half a line would spoil the one that follows it."""
+        data = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
+        size = os.fstat(self._fd).st_size
+        try:
+            if os.write(self._fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        except OSError:
+            os.ftruncate(self._fd, size)
+            raise
+        self._lines += len(entries)
 
     def _compact(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        """Write anew what lives. Raises OSError: then the old file stays in use."""
         lines = [json.dumps({"op": "start", **r}, separators=(",", ":")) + "\n" for r in self._live.values()]
         atomic_write(self._path, "".join(lines).encode(), 0o600)
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        before, self._fd = self._fd, os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._lines = len(lines)
+        if before >= 0:
+            os.close(before)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

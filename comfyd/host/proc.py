@@ -170,6 +170,15 @@ def release(process: Process) -> None:
         process.barrier = None
 
 
+def abandon(process: Process) -> None:
+    """End and reap a child that was never released. Blocking, for the moment that the shell takes to exit."""
+    if process.barrier is not None:
+        os.close(process.barrier)
+        process.barrier = None
+        process.status()
+    process.close()
+
+
 def adopt(identity: Identity, boot_id: str, pidns: int) -> Process | None:
     """A handle on a recorded process if it still is that process, else None. Signals nothing."""
     if identity.boot_id != boot_id or identity.pidns != pidns:
