@@ -12,8 +12,9 @@ from comfyd.core.rewrite import rewrite
 
 BUILD_VARIABLES = (
     "TORCH_VERSION", "XFORMERS_VERSION", "INDEX_URL", "COMFYUI_VERSION", "COMFYUI_COMMIT", "COMFYUI_REPOSITORY",
-    "SKIP_MODEL_DOWNLOAD", "VENV_PATH",
+    "SKIP_MODEL_DOWNLOAD",
 )  # fmt: skip
+"""VENV_PATH is not among them: every generation has its own venv."""
 _PLAIN = re.compile(
     r"(?:PATH|HOME|LANG|TZ|PIP_\w+|UV_\w+|\w+_PROXY|\w+_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|GIT_SSL_\w+)\Z"
 )

@@ -71,9 +71,10 @@ async def test_the_script_sees_only_the_allowed_variables(house: House) -> None:
     secrets = {"HF_TOKEN": "planted-1", "COMFYD_TOKEN": "planted-2", "DATABASE_URL": "postgres://planted", "FOO": "x"}
     wanted = {
         "PIP_INDEX_URL": "http://i", "UV_CACHE_DIR": "/c", "https_proxy": "http://p", "HTTP_PROXY": "http://p",
-        "TORCH_VERSION": "2.7", "VENV_PATH": "/ComfyUI/venv", "FACEFUSION_VERSION": "3", "TZ": "UTC", "LANG": "C",
+        "TORCH_VERSION": "2.7", "COMFYUI_REPOSITORY": "/ComfyUI/repo", "FACEFUSION_VERSION": "3", "TZ": "UTC", "LANG": "C",
         "SSL_CERT_FILE": "/c", "REQUESTS_CA_BUNDLE": "/c", "GIT_SSL_CAINFO": "/c", "COMFYUI_VERSION": "v1",
     }  # fmt: skip
+    secrets["VENV_PATH"] = "/planted/venv"
     house.environ = {**secrets, **wanted, "PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
     house.given["skip_model_download"] = True
     house.write_script(
@@ -84,7 +85,7 @@ async def test_the_script_sees_only_the_allowed_variables(house: House) -> None:
     seen = dict(line.split("=", 1) for line in (tree / "env.txt").read_text().splitlines() if "=" in line)
     assert "planted" not in (tree / "env.txt").read_text()
     assert "FOO" not in seen
-    assert {k: seen[k] for k in wanted} == {**wanted, "VENV_PATH": f"{tree}/venv"}
+    assert {k: seen[k] for k in wanted} == {**wanted, "COMFYUI_REPOSITORY": f"{tree}/repo"}
     assert seen["GIT_TERMINAL_PROMPT"] == "0"
     assert seen["SKIP_MODEL_DOWNLOAD"] == "true"
     assert (tree / "stdin").read_text().strip() == "/dev/null"
