@@ -8,7 +8,7 @@ from comfyd.cli.verb import FAILED, SECONDS, TIMED_OUT, Failure, Session, argume
 from comfyd.client.shapes import Install
 
 POLL_S = 0.25
-HOPELESS = frozenset({"no_build_script"})
+HOPELESS = frozenset({"no_build_script", "environment_invalid"})
 
 
 @verb("env list")
@@ -96,9 +96,11 @@ def _outcome(now: Install, before: Install) -> str:
     state = now.get("state")
     if state == "conflict" or any(c.get("reason") in HOPELESS for c in now.get("conditions", [])):
         return "failed"
-    if state in ("installed", "failed") and _mark(now) != _mark(before):
-        return str(state)
-    return "installing"
+    if state not in ("installed", "failed") or _mark(now) == _mark(before):
+        return "installing"
+    # A failed rebuild leaves the environment installed: its older generation goes on.
+    failed = any(c.get("type") == "install_failed" for c in now.get("conditions", []))
+    return "failed" if failed else str(state)
 
 
 def _mark(install: Install) -> tuple[Any, ...]:
@@ -110,8 +112,12 @@ def _mark(install: Install) -> tuple[Any, ...]:
 def _tell(name: str, outcome: str, after: Install) -> None:
     if outcome == "installed":
         print(f"{name}: installed, generation {after.get('generation')}")
+        for condition in after.get("conditions", []):
+            say(clean(f"{name}: {why([condition])}"))
     elif outcome == "failed":
-        say(clean(f"{name}: failed: {why(after.get('conditions'))}"))
-        say(clean(f"read {after.get('log')}") if after.get("log") else "see `comfyd env list`")
+        conditions = after.get("conditions") or []
+        say(clean(f"{name}: failed: {why(conditions)}"))
+        log = f"read {after.get('log')}" if after.get("log") else "see `comfyd env list`"
+        say(clean(next((c["hint"] for c in conditions[:1] if c.get("hint")), log)))
     else:
         say(f"{name}: it goes on, see `comfyd env list`")

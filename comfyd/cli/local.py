@@ -32,17 +32,18 @@ def run(session: Session, port: int | None) -> int:
 
 @verb("validate", FILE)
 def validate(session: Session, file: str | None) -> int:
-    """Check instances.json, the environments and services.json. Exit code 78 if the daemon would refuse them."""
+    """Check instances.json, the environments and services.json. Exit code 78 if the daemon would refuse anything."""
     settings = settings_of(session)
     from comfyd import offline
 
     result = offline.validate(settings, _existing(file))
-    errors = [i for i in result.issues if i.severity == "error"]
-    others = [i for i in result.issues if i.severity != "error"]
+    errors = [i for i in result.issues if i.severity != "warning"]
+    others = [i for i in result.issues if i.severity == "warning"]
+    valid = result.desired is not None and not errors
     if session.as_json:
         print_json(
             {
-                "valid": result.desired is not None,
+                "valid": valid,
                 "state": result.state,
                 "errors": [i.model_dump(mode="json") for i in errors],
                 "warnings": [i.model_dump(mode="json") for i in others],
@@ -51,9 +52,9 @@ def validate(session: Session, file: str | None) -> int:
     else:
         for issue in result.issues:
             print(clean(issue.text()))
-    verdict = "valid" if result.desired is not None else "refused"
+    verdict = "valid" if valid else "refused" if result.desired is None else "blocked"
     say(f"{verdict}: {len(errors)} errors, {len(others)} warnings")
-    return 0 if result.desired is not None else BAD_CONFIG
+    return 0 if valid else BAD_CONFIG
 
 
 def _existing(file: str | None) -> Path | None:

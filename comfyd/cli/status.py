@@ -81,8 +81,9 @@ def _show(session: Session, seen: Status) -> None:
 
 def _show_issues(config: Config) -> None:
     for issue in config.get("issues", []):
-        where = f"{issue.get('file')}:{issue.get('line')}:{issue.get('column')}"
-        say(clean(f"{where}: {issue.get('severity')}: {issue.get('message')}"))
+        place = f":{issue.get('line')}:{issue.get('column')}" if issue.get("line") else ""
+        hint = f" ({issue.get('hint')})" if issue.get("hint") else ""
+        say(clean(f"{issue.get('file')}{place}: {issue.get('severity')}: {issue.get('message')}{hint}"))
 
 
 def _show_environments(seen: Status) -> None:

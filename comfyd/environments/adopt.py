@@ -21,8 +21,11 @@ async def adopt(build: Build, here: Current) -> None:
     """Verify and mark, or fail with state `conflict`. Raises InstallFailed."""
     assert here.tree is not None
     if here.marker is not None:
-        message = f"{here.tree} was adopted as it is, so a changed config cannot be built in its place"
-        raise InstallFailed(message, reason="adopted_directory", hint=f"move {here.tree} elsewhere to have it built")
+        async with build.step(STEPS[0]):
+            message = f"{here.tree} was adopted as it is, so a changed config cannot be built in its place"
+            raise InstallFailed(
+                message, reason="adopted_directory", hint=f"move {here.tree} elsewhere to have it built"
+            )
     await build.save(generation=0)
     await build.skip(STEPS[:-1], "an existing directory is adopted as it is")
     async with build.step(STEPS[-1]):

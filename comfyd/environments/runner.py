@@ -175,6 +175,7 @@ class Installer:
         changes: dict[str, object] = {"state": "installing", "installing_fingerprint": fingerprint}
         changes |= {"steps": record.steps, "progress": record.progress, "log": record.log}
         self._publish(self._seen(record.environment).model_copy(update=changes))
+        self._live.wake.set()  # what people are shown is what the latest pass observed
 
     def _seen(self, name: str) -> ObservedEnvironment:
         return self._live.installs.get().get(name) or ObservedEnvironment(name=name)

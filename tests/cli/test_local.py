@@ -62,6 +62,16 @@ def test_every_error_with_file_line_and_column(tmp_path: Path) -> None:
     assert len(machine.json["errors"]) == len(lines)
 
 
+def test_what_cannot_run_is_no_valid_root_either(tmp_path: Path) -> None:
+    root = write_root(tmp_path)
+    (root / "config/environments/comm/config.json").write_text('{"workflows": [')
+    plain, machine = comfyd("validate", "--root", str(root)), comfyd("validate", "--root", str(root), "--json")
+    assert (plain.code, machine.code) == (78, 78)
+    assert "blocked: 1 errors, 0 warnings" in plain.err
+    assert (machine.json["valid"], machine.json["state"]) == (False, "ok")
+    assert [i["severity"] for i in machine.json["errors"]] == ["blocked"]
+
+
 def test_a_candidate_stands_in_for_the_file(tmp_path: Path) -> None:
     root = write_root(tmp_path / "root")
     candidate = tmp_path / "next.json"

@@ -42,11 +42,13 @@ def test_exit_code_3_as_long_as_something_wanted_is_not_ready(state: str, code: 
 def test_a_refused_file_is_degraded_and_its_errors_are_shown() -> None:
     given = world()
     issue = {"severity": "error", "file": "/instances.json", "line": 3, "column": 9, "message": "duplicate id 0"}
-    given.config = {"state": "stale", "path": "/instances.json", "issues": [issue]}
+    whole = {"severity": "error", "file": "/f", "line": 0, "column": 0, "message": "is not there", "hint": "create it"}
+    given.config = {"state": "stale", "path": "/instances.json", "issues": [issue, whole]}
     with serving(given) as seen:
         ran = comfyd("status", "--url", seen.url)
     assert ran.code == 3
-    assert "/instances.json:3:9: error: duplicate id 0" in ran.err
+    assert "/instances.json:3:9: error: duplicate id 0\n" in ran.err
+    assert "/f: error: is not there (create it)\n" in ran.err
 
 
 def test_the_reason_is_shown_and_cannot_steer_the_terminal() -> None:

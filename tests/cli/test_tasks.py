@@ -126,13 +126,18 @@ def environment(then: dict[str, Any] | None = None, **install: Any) -> dict[str,
 FAILED = {"type": "waiting_env", "reason": "install_failed", "message": "step run_script ended with 3"}
 
 
+REBUILD = {"type": "install_failed", "reason": "script_failed", "message": "install.sh ended with exit code 7"}
+
+
 @pytest.mark.parametrize(
     ("before", "then", "options", "code", "outcome"),
     [
         ({}, {"state": "installed", "generation": 1}, [], 0, "installed"),
         ({"state": "installed", "generation": 1}, {"state": "installed", "generation": 2}, [], 0, "installed"),
         ({}, {"state": "failed", "failures": 1, "conditions": [FAILED]}, [], 1, "failed"),
+        ({"state": "installed", "generation": 1}, {"failures": 1, "conditions": [REBUILD]}, [], 1, "failed"),
         ({}, {"state": "conflict"}, [], 1, "failed"),
+        ({}, {"conditions": [{"reason": "environment_invalid"}]}, [], 1, "failed"),
         ({}, {"conditions": [{"reason": "no_build_script"}]}, [], 1, "failed"),
         ({}, {"state": "installing", "step": "copy"}, ["--wait", "0.1"], 4, "installing"),
         ({"state": "installed", "generation": 1}, {}, ["--wait", "0.1"], 4, "installing"),
