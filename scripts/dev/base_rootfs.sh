@@ -23,5 +23,5 @@ debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$S
     exit 1
 }
 rm -rf "$scratch"/root/var/cache/apt/* "$scratch"/root/var/lib/apt/lists/* "$scratch"/root/usr/share/{doc,locale,man}/*
-tar --create --file "$target.part" --directory "$scratch/root" --numeric-owner .
-mv "$target.part" "$target"
+tar --create --file "$target.$$.part" --directory "$scratch/root" --numeric-owner .
+mv "$target.$$.part" "$target"
