@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final
 
-_SIZES: Final = (64, 32, 16, 8, 4, 2, 1)
+_SIZES: Final = (64, 32, 16, 8, 4, 2)
 
 
 class Insert:
     """into: `table (columns)`; row: `(?, ...)` for one row; tail: what follows the rows (ON CONFLICT ...)."""
 
     def __init__(self, into: str, row: str, tail: str = "") -> None:
-        self._texts = tuple(
-            (size, f"INSERT OR FAIL INTO {into} VALUES {', '.join([row] * size)} {tail}") for size in _SIZES
-        )
+        self._one = f"INSERT OR FAIL INTO {into} VALUES {row} {tail}"
+        self._many = [(n, f"INSERT OR FAIL INTO {into} VALUES {', '.join([row] * n)} {tail}") for n in _SIZES]
 
     def __call__(self, db: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
-        start = 0
-        for size, text in self._texts:
-            while len(rows) - start >= size:
-                db.execute(text, list(chain.from_iterable(rows[start : start + size])))
-                start += size
+        start, left = 0, len(rows)
+        if left > 1:
+            for size, text in self._many:
+                while left >= size:
+                    db.execute(text, list(chain.from_iterable(rows[start : start + size])))
+                    start, left = start + size, left - size
+        if left:
+            db.execute(self._one, rows[start])

@@ -1,6 +1,7 @@
 """TaskStore on the embedded database: each method is one operation on the writer thread."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 from uuid import uuid4
 
 from comfyd.failpoint import failpoint
@@ -22,6 +23,7 @@ from comfyd.store.ledger import Transaction, dump
 from comfyd.store.task_rows import Clock, TaskRow, Term, claim_of, new_task_id, stale, task_of, task_of_new
 from comfyd.store.writer import Writer
 
+MAX_HANDED: Final = 64
 Granted = list[tuple[TaskRow, Term, Slot]]
 
 
@@ -53,6 +55,7 @@ class SqliteTasks:
         self._writer = writer
         self._boot_id = boot_id
         self._node_id = node_id
+        self._handed: dict[str, dict[str, Any]] = {}
 
     def _clock(self, now: Now) -> Clock:
         return Clock.of(self._boot_id, now)
@@ -87,7 +90,16 @@ class SqliteTasks:
 
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
         granted = await self._writer.write(self._claim(slots, lease_s, self._clock(now)), after=_leased)
-        return _claims(granted)
+        return self._claims(granted)
+
+    def _claims(self, granted: Granted) -> tuple[Claim, ...]:
+        """Made here and not by the writer, which others wait for. Remembers the latest parameters for `finish`."""
+        claims = tuple(claim_of(row, term, slot) for row, term, slot in granted)
+        for claim in claims:
+            self._handed[claim.task.task_id] = claim.task.params
+        while len(self._handed) > MAX_HANDED:
+            del self._handed[next(iter(self._handed))]
+        return claims
 
     def _claim(self, slots: Sequence[Slot], lease_s: float, clock: Clock) -> Callable[[Transaction], Granted]:
         wanted = [(slot, Term.after(clock, lease_s), str(uuid4())) for slot in slots]
@@ -126,7 +138,7 @@ class SqliteTasks:
         row = await self._writer.write(act, after=_finished)
         if isinstance(row, task_finish.Late):
             raise stale(task_id)
-        return task_of(row)
+        return task_of(row, self._handed.pop(task_id, None))
 
     async def finish_and_claim(
         self, lease: Lease, outcome: Outcome, slots: Sequence[Slot], lease_s: float, now: Now
@@ -141,7 +153,7 @@ class SqliteTasks:
         both = await self._writer.write(run, after=_finished_and_leased)
         if both is None:
             raise stale(lease.task_id)
-        return task_of(both[0]), _claims(both[1])
+        return task_of(both[0], self._handed.pop(lease.task_id, None)), self._claims(both[1])
 
     async def update(self, change: ExternalUpdate, lease_s: float, now: Now) -> Task:
         clock = self._clock(now)
@@ -168,8 +180,3 @@ class SqliteTasks:
             lambda tx: task_queue.recover(tx, node_id, lambda: Term.after(clock, lease_s), clock), after=_leased
         )
         return tuple(claim_of(row, term, None) for row, term in found)
-
-
-def _claims(granted: Granted) -> tuple[Claim, ...]:
-    """Made here and not by the writer, which others wait for."""
-    return tuple(claim_of(row, term, slot) for row, term, slot in granted)

@@ -4,7 +4,6 @@ Must not: be called outside `Writer.write_shared`, which keeps all of it or noth
 """
 
 import sqlite3
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,7 +64,7 @@ class _Batch:
         self.added: list[Entry] = []
         self.tasks: list[tuple[Any, ...]] = []
         self.params: list[tuple[int, str]] = []
-        self.places: Counter[tuple[str, str]] = Counter()
+        self.places: dict[tuple[str, str], int] = {}
         self._db = db
         self._seq = 0
         self._lanes: dict[tuple[str | None, str], int] = {}
@@ -91,7 +90,8 @@ class _Batch:
         costs = new.max_attempts, clock.ms, new.callback_url, key, new.body_digest
         self.tasks.append((seq, entry.task_id, *place, new.priority, new.user_id, rank, *costs))
         self.params.append((seq, entry.params))
-        self.places[new.environment, new.workflow_name] += 1
+        home = new.environment, new.workflow_name
+        self.places[home] = self.places.get(home, 0) + 1
         self.added.append(entry)
         return rank, True
 

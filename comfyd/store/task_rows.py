@@ -116,8 +116,11 @@ def _update(names: tuple[str, ...]) -> str:
     return f"UPDATE task SET {', '.join(f'{name} = ?' for name in names)} WHERE seq = ?"
 
 
-def task_of(row: TaskRow) -> Task:
-    """A queued task shows no place: where its last attempt ran is kept only for a holder that may come back."""
+def task_of(row: TaskRow, params: dict[str, Any] | None = None) -> Task:
+    """A queued task shows no place: where its last attempt ran is kept only for a holder that may come back.
+
+    params: those of the row, if the caller has them already; a workflow takes longer to parse than all the rest.
+    """
     state = TaskState(row["state"])
     placed: dict[str, Any] = {}
     if state is not TaskState.PENDING:
@@ -134,7 +137,7 @@ def task_of(row: TaskRow) -> Task:
         workflow_name=row["workflow_name"],
         environment=row["environment"],
         status=state,
-        params=from_json(row["params"]),
+        params=from_json(row["params"]) if params is None else params,
         priority=row["priority"],
         rank=row["rank"],
         user_id=row["user_id"],
