@@ -71,8 +71,9 @@ async def test_the_script_sees_only_the_allowed_variables(house: House) -> None:
     secrets = {"HF_TOKEN": "planted-1", "COMFYD_TOKEN": "planted-2", "DATABASE_URL": "postgres://planted", "FOO": "x"}
     wanted = {
         "PIP_INDEX_URL": "http://i", "UV_CACHE_DIR": "/c", "https_proxy": "http://p", "HTTP_PROXY": "http://p",
-        "TORCH_VERSION": "2.7", "COMFYUI_REPOSITORY": "/ComfyUI/repo", "FACEFUSION_VERSION": "3", "TZ": "UTC", "LANG": "C",
-        "SSL_CERT_FILE": "/c", "REQUESTS_CA_BUNDLE": "/c", "GIT_SSL_CAINFO": "/c", "COMFYUI_VERSION": "v1",
+        "TORCH_VERSION": "2.7", "COMFYUI_REPOSITORY": "/ComfyUI/repo", "FACEFUSION_VERSION": "3",
+        "TZ": "UTC", "LANG": "C", "SSL_CERT_FILE": "/c", "REQUESTS_CA_BUNDLE": "/c", "GIT_SSL_CAINFO": "/c",
+        "COMFYUI_VERSION": "v1",
     }  # fmt: skip
     secrets["VENV_PATH"] = "/planted/venv"
     house.environ = {**secrets, **wanted, "PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
