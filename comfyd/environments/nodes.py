@@ -4,6 +4,7 @@ Owns: which URLs, refs and names git may be given, what a failed node leaves beh
 Must not: fail the install because one node fails.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from comfyd.model.desired import NodeSpec
 GIT_LIMIT_S = 1800.0
 PIP_LIMIT_S = 3600.0
 RETRY_PAUSES_S = (2.0, 8.0)
+_SAID_LINES = 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@-]{0,255}\Z")
 _SCP = re.compile(r"[A-Za-z0-9_][\w.-]*@[A-Za-z0-9][\w.-]*:[^-\s][^\s]*\Z")
@@ -166,9 +168,14 @@ async def _run(command: Command, log: Path, reason: str, what: str) -> None:
     except OSError as error:
         raise NodeFailed(reason, f"{command.argv[0]} cannot be run: {error.strerror}") from error
     if not ended.ok:
-        last = await anyio.to_thread.run_sync(tail_lines, log, 1, since)
-        said = f": {last[0]}" if last else ""
+        last = await anyio.to_thread.run_sync(tail_lines, log, _SAID_LINES, since)
+        said = f": {_telling(last)}" if last else ""
         raise NodeFailed(reason, f"{what} {ended.text()}{said}")
+
+
+def _telling(lines: tuple[str, ...]) -> str:
+    """The line that says why: git and pip go on with advice after it."""
+    return next((line for line in lines if line.lower().startswith(("fatal:", "error:"))), lines[-1])
 
 
 async def _head(build: NodeBuild, target: Path) -> str:
@@ -196,6 +203,16 @@ async def pip_install(arguments: tuple[str, ...], cwd: Path, build: NodeBuild) -
     await _run(command, build.log, "requirements_failed", "pip install of its requirements")
 
 
+def _copy_node(entry: Path, target: Path) -> None:
+    """A folder, a single file, or a link to where somebody works on a node."""
+    if entry.is_symlink():
+        os.symlink(os.readlink(entry), target)
+    elif entry.is_dir():
+        shutil.copytree(entry, target, symlinks=True)
+    else:
+        shutil.copy2(entry, target)
+
+
 def carry_over(previous: Path, declared: set[str], build: NodeBuild) -> list[str]:
     """Copy nodes that a user put into the previous generation by hand. Returns their names. Blocking.
 
@@ -205,11 +222,12 @@ def carry_over(previous: Path, declared: set[str], build: NodeBuild) -> list[str
     source = previous / "custom_nodes"
     for entry in sorted(source.iterdir()) if source.is_dir() else []:
         target = build.folder / entry.name
-        by_hand = entry.is_dir() and not entry.is_symlink() and entry.name not in declared
-        if by_hand and not target.exists() and not entry.name.startswith((".", "__")):
+        node = entry.is_dir() or entry.suffix == ".py"
+        by_hand = node and entry.name not in declared and not entry.name.startswith((".", "__"))
+        if by_hand and not os.path.lexists(target):
             try:
                 build.folder.mkdir(exist_ok=True)
-                shutil.copytree(entry, target, symlinks=True)
+                _copy_node(entry, target)
             except (OSError, shutil.Error) as error:
                 shutil.rmtree(target, ignore_errors=True)
                 build.failed(entry.name, "not_carried", f"could not be copied from {previous.name}: {error}")

@@ -132,10 +132,10 @@ def command_for(script: Path) -> tuple[str, ...]:
     """How a script file is run: by its shebang, `bash FILE` only without one. Makes it executable."""
     with script.open("rb") as file:
         first = file.readline(512)
+    if first.rstrip(b"\n").endswith(b"\r"):
+        message = f"{script.name} has Windows line ends, which neither its first line nor bash can have"
+        raise InstallFailed(message, reason="script_line_ends", hint="save it with Unix line ends")
     if not first.startswith(b"#!"):
         return ("bash", str(script))
-    if first.rstrip(b"\n").endswith(b"\r"):
-        message = f"{script.name} has Windows line ends, so its first line names no program; save it with Unix ones"
-        raise InstallFailed(message, reason="script_line_ends")
     script.chmod(script.stat().st_mode | 0o500)
     return (str(script),)

@@ -1,4 +1,4 @@
-"""Installs as a user meets them: what is shown while one runs, how the command line tells its end, what a stop leaves."""
+"""Installs as a user meets them: what is shown while one runs, how the command line tells its end, what stops leave."""
 
 import json
 import os

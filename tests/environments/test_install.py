@@ -106,6 +106,16 @@ async def test_a_script_runs_by_its_shebang(house: House) -> None:
     assert (house.link() / "who").read_text().startswith(str(house.paths.state_dir / "build" / "comm."))
 
 
+@pytest.mark.parametrize("first", ["#!/bin/bash\n", ""])
+async def test_windows_line_ends_are_named(house: House, first: str) -> None:
+    text = (first + script().removeprefix("#!/bin/bash\n")).replace("\n", "\r\n")
+    house.write_script("").write_bytes(text.encode())
+    record = await house.install()
+    assert record.state == "failed"
+    assert record.condition is not None
+    assert record.condition.reason == "script_line_ends"
+
+
 async def test_a_script_without_shebang_runs_by_bash(house: House) -> None:
     house.write_script(script().removeprefix("#!/bin/bash\n") + "[[ -n $BASH_VERSION ]]\n", mode=0o644)
     assert (await house.install()).state == "done"

@@ -86,6 +86,7 @@ async def test_one_bad_node_does_not_stop_the_others(house: House, tmp_path: Pat
         ("node_failed", "bad_name"), ("node_failed", "duplicate_name"), ("node_failed", "exists"),
         ("node_failed", "bad_name"),
     ]  # fmt: skip
+    assert "does not appear to be a git repository" in conditions[0].message
     assert "no-such-branch" in conditions[1].message
     assert "ERROR: no missing-package" in conditions[2].message
     nodes = house.link() / "custom_nodes"
@@ -103,12 +104,17 @@ async def test_nodes_put_in_by_hand_come_along(house: House, tmp_path: Path) -> 
     by_hand = house.link() / "custom_nodes" / "by-hand"
     by_hand.mkdir()
     (by_hand / "mine.py").write_text("mine")
+    (by_hand.parent / "single.py").write_text("one file")
+    (by_hand.parent / "linked").symlink_to(repo)
+    (by_hand.parent / "notes.txt").write_text("no node")
     for fingerprint in ("f2", "f3"):
         assert (await house.install(spec(), fingerprint)).state == "done"
         nodes = house.link() / "custom_nodes"
-        assert sorted(p.name for p in nodes.iterdir()) == ["by-hand", "shipped"]
+        assert sorted(p.name for p in nodes.iterdir()) == ["by-hand", "linked", "shipped", "single.py"]
         assert (nodes / "by-hand/mine.py").read_text() == "mine"
-        assert house.marker().carried == ("by-hand",)
+        assert (nodes / "single.py").read_text() == "one file"
+        assert (nodes / "linked").readlink() == repo
+        assert house.marker().carried == ("by-hand", "linked", "single.py")
         assert [c.type for c in house.marker().conditions] == ["nodes_carried"]
 
 
