@@ -37,7 +37,7 @@ def parse(files: ConfigFiles, variables: Variables, previous: DesiredState | Non
         report, raw = Report(LEGACY), legacy_fleet(variables)
         stock = False
     else:
-        report, raw = source_report(source, "error")
+        report, raw = source_report(source, "error", empty='write at least {"instances": []}')
     file = None if raw is BROKEN else read_instances(raw, variables, report)
     if file is not None:
         _check_references(file, environments, variables, report)

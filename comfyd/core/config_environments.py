@@ -6,6 +6,7 @@ Must not: know instances (config.py joins them).
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from comfyd.core.config_args import split
@@ -53,14 +54,20 @@ def _bad_name(folder: EnvironmentFolder) -> Report:
     return report
 
 
-def source_report(source: SourceFile, fatal: Severity) -> tuple[Report, Any]:
-    """The value of a file with its flaws reported. A file without bytes is one issue and has the value BROKEN."""
+def source_report(source: SourceFile, fatal: Severity, empty: str = "") -> tuple[Report, Any]:
+    """The value of a file with its flaws reported. A file without bytes is one issue and has the value BROKEN.
+
+    empty: what to write into an empty file where `{}` would not do.
+    """
     if source.data is None:
         report = Report(source.path, fatal=fatal)
         hint = _SOURCE_HINTS.get(source.problem or "", "correct it; the edit applies at once")
         report.error(f"file_{source.problem}", source.detail or f"{source.path}: {source.problem}", hint=hint)
         return report, BROKEN
     document = parse_source(source.data)
+    if empty:
+        flaws = tuple(replace(f, hint=empty) if f.code == "empty" else f for f in document.flaws)
+        document = replace(document, flaws=flaws)
     return Report(source.path, document, fatal=fatal), BROKEN if document.broken else document.value
 
 

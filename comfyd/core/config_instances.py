@@ -109,7 +109,7 @@ def _lift(fields: dict[str, Any], given: Arguments, what: str, report: Report, p
 def _check_unique(fields: dict[str, Any], taken: dict[tuple[str, Any], str], report: Report, pointer: str) -> None:
     for name in ("id", "name", "port"):
         value = fields.get(name)
-        if not isinstance(value, str if name == "name" else int):
+        if not isinstance(value, str if name == "name" else int) or isinstance(value, bool):
             continue
         first = taken.setdefault((name, value), pointer)
         if first != pointer:

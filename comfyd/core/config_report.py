@@ -6,6 +6,7 @@ Owns: how an issue is written down. Must not: know any field.
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -32,6 +33,7 @@ class Report:
         self.document = document
         self.fatal = fatal
         self.issues: list[ConfigIssue] = []
+        self._left_out: Counter[Severity] = Counter()
         self._wrong: set[str] = set()
         self._seen: set[tuple[str, str, str]] = set()
         for flaw in document.flaws if document else ():
@@ -44,8 +46,14 @@ class Report:
 
     @property
     def sorted(self) -> tuple[ConfigIssue, ...]:
-        """All issues in the order of the text."""
-        return tuple(sorted(self.issues, key=lambda i: (i.file != self.file, i.line, i.column)))
+        """All issues in the order of the text; at most MAX_ISSUES, then one that counts the rest."""
+        listed = sorted(self.issues, key=lambda i: (i.file != self.file, i.line, i.column))
+        return (*listed, *(self._rest() if self._left_out else ()))
+
+    def _rest(self) -> tuple[ConfigIssue, ...]:
+        worst = self.fatal if self._left_out[self.fatal] else "warning"
+        text = f"{self._left_out.total()} more issues are not listed; correct these first"
+        return (ConfigIssue(severity=worst, code="too_many", message=text, file=self.file),)
 
     def wrong(self, pointer: str) -> bool:
         """Whether an error stands at `pointer` or below it."""
@@ -81,7 +89,10 @@ class Report:
 
     def _append(self, severity: Severity, code: str, message: str, place: Place, hint: str) -> None:
         path, line, column = place
-        if (code, path, message) in self._seen or len(self.issues) >= MAX_ISSUES:
+        if (code, path, message) in self._seen:
+            return
+        if len(self.issues) >= MAX_ISSUES:
+            self._left_out[severity] += 1
             return
         self._seen.add((code, path, message))
         found = ConfigIssue(severity=severity, code=code, message=one_line(message), file=self.file, hint=hint)

@@ -16,6 +16,8 @@ from comfyd.model.base import Condition, Frozen
 ENVIRONMENT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 WORKFLOW_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
+PROBE_PATH = r"^/[!-~]*$"
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 InstanceId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -30,7 +32,7 @@ class ProbeSpec(Frozen):
     """How readiness and liveness are asked. All durations in seconds; numbers from faults.md 2.4."""
 
     type: Literal["http", "tcp", "none"] = "http"
-    path: str = "/prompt"
+    path: str = Field(default="/prompt", pattern=PROBE_PATH, max_length=1000)
     timeout_s: float = Field(default=5.0, gt=0, le=600)
     startup_deadline_s: float = Field(default=600.0, gt=0)
     period_s: float = Field(default=5.0, gt=0)

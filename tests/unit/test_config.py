@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from comfyd.core.config import STOCK_SHA256, check_fields, fallback_state, parse, state_from_json, state_to_json
 from comfyd.core.config_args import EXCLUSIVE_FLAGS, REFUSED_FLAGS
+from comfyd.core.config_report import MAX_ISSUES
 from comfyd.model.desired import ConfigIssue, DesiredState
 from comfyd.model.sources import ConfigFiles, EnvironmentFolder, ParseResult, SourceFile, Variables
 
@@ -407,7 +408,7 @@ def test_messages_never_break_a_line() -> None:
 
 def test_a_flood_of_errors_is_cut() -> None:
     result = read({"instances": [{"bad": 1}] * 5000})
-    assert len(result.issues) == 200
+    assert len(result.issues) == MAX_ISSUES + 1
 
 
 @given(
@@ -468,3 +469,26 @@ def _failed(issues: tuple[ConfigIssue, ...]) -> bool:
 def test_the_fallback_has_environments_but_no_instances() -> None:
     state = fallback_state(files(b"{", environment("comm"), environment("x")), Variables())
     assert (state.instances, [e.name for e in state.environments]) == ((), ["comm", "x"])
+
+
+@pytest.mark.parametrize("path", ["prompt", "", "@evil.example/", "/x y", "/x\r\nHost: y", "/\u00e9", ":80/x"])
+def test_a_probe_path_cannot_leave_the_instance(path: str) -> None:
+    assert errors(read(entries({"probe": {"path": path}}))) == [("bad_value", "/instances/0/probe/path")]
+
+
+def test_true_is_no_duplicate_of_one() -> None:
+    found = read(entries({"id": 1, "port": 5, "name": "a"}, {"id": True, "port": 6, "name": "b"}))
+    assert errors(found) == [("bad_value", "/instances/1/id")]
+
+
+def test_an_empty_file_is_told_what_would_be_accepted() -> None:
+    hint = read(b" \n").issues[0].hint
+    assert '{"instances": []}' in hint
+    assert good(read(b'{"instances": []}')).instances == ()
+
+
+def test_more_errors_than_are_listed_are_counted() -> None:
+    found = read({"instances": [{**ENTRY, "id": n, "port": n + 1, "name": f"n{n}", "colour": 1} for n in range(500)]})
+    assert len(found.issues) == MAX_ISSUES + 1
+    assert (found.issues[-1].code, found.issues[-1].severity) == ("too_many", "error")
+    assert "300 more" in found.issues[-1].message
