@@ -4,12 +4,16 @@ Inside out: stop claiming and drain, end installs, stop or leave the processes, 
 """
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import anyio
 
@@ -39,6 +43,7 @@ from comfyd.wiring import paths_from, variables_from
 log = get_logger("comfyd")
 
 EXIT_OK, EXIT_FAILED = 0, 1
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 TCMALLOC = (
     "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
     "/usr/lib/x86_64-linux-gnu/libtcmalloc.so.4",
@@ -50,25 +55,60 @@ def now() -> Now:
     return Now(clock.mono(), clock.wall())
 
 
+def _noted(number: int, frame: FrameType | None) -> None:
+    """The interpreter has written the number to the wakeup socket before it calls this."""
+
+
 @dataclass(slots=True)
 class Signals:
-    """TERM, INT: end (a second one skips the drain). HUP: reconcile. USR1: dump state. USR2: upgrade in place."""
+    """TERM, INT: end (a second one skips the drain). HUP: reconcile. USR1: dump state. USR2: upgrade in place.
+
+    upgrade: execute ourselves again; end_after: a TERM or INT came meanwhile, it is for the one that follows.
+    """
 
     live: Live
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     upgrade: bool = False
+    end_after: bool = False
+    _ears: tuple[socket.socket, socket.socket] = field(init=False)
 
     def install(self) -> None:
-        """Before the first spawn: a child inherits ignored signals, not handled ones."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        loop.add_signal_handler(signal.SIGUSR1, self._dump)
-        loop.add_signal_handler(signal.SIGUSR2, self._upgrade)
+        """Before the first spawn: a child inherits ignored and blocked signals, not handled ones.
+
+        Not by loop.add_signal_handler: closing the loop would take the handlers away while the process still lives.
+        """
+        self._ears = socket.socketpair()
+        for ear in self._ears:
+            ear.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._ears[0], self._hear)
+        signal.set_wakeup_fd(self._ears[1].fileno(), warn_on_full_buffer=False)
+        for number in HANDLED:
+            signal.signal(number, _noted)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+    def hand_on(self) -> None:
+        """After the loop: without a next image nothing matters any more; else it gets what was not heeded."""
+        if not self.upgrade:
+            for number in HANDLED:
+                signal.signal(number, signal.SIG_IGN)
+            return
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        self._hear()
+        if self.end_after:
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    def _hear(self) -> None:
+        acts = {signal.SIGHUP: self._reload, signal.SIGUSR1: self._dump, signal.SIGUSR2: self._upgrade}
+        with contextlib.suppress(BlockingIOError):
+            for number in self._ears[0].recv(4096):
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    self._end(number)
+                elif number in acts:
+                    acts[signal.Signals(number)]()
 
     def _end(self, number: int) -> None:
+        self.end_after = self.upgrade
         if self.ended.is_set():
             self.hurry.set()
         log.info("stopping", signal=signal.Signals(number).name, hurry=self.hurry.is_set())
@@ -88,13 +128,15 @@ class Signals:
             log.info("state of task", name=name, stack=stack)
 
     def _upgrade(self) -> None:
+        if self.ended.is_set():
+            return
         log.info("upgrading in place")
         self.upgrade = True
         self.ended.set()
 
 
-async def run(settings: Settings) -> bool:
-    """Serve until a signal. Returns whether the process should execute itself again. Raises LockHeldError."""
+async def run(settings: Settings) -> Signals:
+    """Serve until a signal. Returns what the signals said. Raises LockHeldError."""
     paths = paths_from(settings)
     live = Live()
     signals = Signals(live)
@@ -104,7 +146,7 @@ async def run(settings: Settings) -> bool:
         log.info("comfyd starts", version=__version__, root=str(paths.root), pid=os.getpid())
         await _serve(settings, paths, live, signals)
     log.info("comfyd ends", upgrade=signals.upgrade)
-    return signals.upgrade
+    return signals
 
 
 async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals) -> None:
@@ -151,12 +193,13 @@ def main(settings: Settings) -> int:
     paths = paths_from(settings)
     configure(settings.log_level, settings.log_format, paths.log_dir / "comfyd.log")
     try:
-        again = anyio.run(run, settings)
+        signals = anyio.run(run, settings)
     except (SettingsError, LockHeldError):
         raise
     except BaseExceptionGroup as group:
         log.exception("comfyd failed", reason=str(group))
         return EXIT_FAILED
-    if again:
+    signals.hand_on()
+    if signals.upgrade:
         os.execv(sys.executable, [sys.executable, "-m", "comfyd", *sys.argv[1:]])
     return EXIT_OK

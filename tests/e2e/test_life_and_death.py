@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.daemon import Daemon, leftovers
 
 SLEEPER = {
@@ -68,6 +70,28 @@ def test_sigterm_ends_everything_in_time_with_exit_code_0(daemon: Daemon) -> Non
     assert time.monotonic() - began < 25
     assert leftovers(daemon.root) == []
     assert not any(os.path.exists(f"/proc/{p}") for p in pids.values())
+
+
+def test_any_number_of_sigterms_gives_exit_code_0(daemon: Daemon) -> None:
+    """Also one that arrives in the last moments, when everything is closed."""
+    daemon.start()
+    assert daemon.process is not None
+    while daemon.process.poll() is None:
+        daemon.signal(signal.SIGTERM)
+        time.sleep(0.002)
+    assert daemon.process.returncode == 0
+    assert leftovers(daemon.root) == []
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.05, 0.2, 0.3, 0.4, 0.6])
+def test_a_sigterm_that_follows_an_upgrade_is_not_lost(daemon: Daemon, pause_s: float) -> None:
+    """It may fall into the unwinding, into the exec or into the start of what follows."""
+    daemon.start().until_ready(0, 1)
+    daemon.signal(signal.SIGUSR2)
+    time.sleep(pause_s)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 0, daemon.output[-3000:]
+    assert leftovers(daemon.root) == []
 
 
 def test_sigterm_with_keep_instances_leaves_them(daemon: Daemon) -> None:
