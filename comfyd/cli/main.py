@@ -82,6 +82,8 @@ def _leaf(entry: Entry, prog: str, given: Namespace) -> int:
         parser.add_argument(*flags, **options)
     parser.add_common()
     common = Namespace(**{k: v for k, v in vars(given).items() if k not in ("name", "rest")})
-    values = vars(parser.parse_intermixed_args(given.rest, common))
+    # Intermixed parsing loses what stands behind `--`.
+    parse = parser.parse_args if "--" in given.rest else parser.parse_intermixed_args
+    values = vars(parse(given.rest, common))
     session = Session(values.pop("root", None), values.pop("url", None), values.pop("as_json", False))
     return run(entry.function, session, values)

@@ -47,6 +47,13 @@ def test_a_word_is_an_id_then_a_name_then_a_port(words: list[str], asked: list[s
     assert sorted(seen.verbs()) == sorted(asked)
 
 
+def test_a_name_that_looks_like_an_option_stands_behind_two_dashes() -> None:
+    with serving(World(instances=[instance(4, "-dash", 3004)])) as seen:
+        ran = comfyd("start", "--url", seen.url, "--", "-dash")
+    assert ran.code == 0, ran.err
+    assert seen.verbs() == ["instances/4/start"]
+
+
 @pytest.mark.parametrize(
     ("word", "code", "message"),
     [
