@@ -39,6 +39,15 @@ def sleep(seconds: float, prefix: str | None = None) -> Graph:
     }
 
 
+def report(seconds: float, prefix: str) -> Graph:
+    """Progress in fractions of 1, told in progress_state alone."""
+    return {
+        "1": node("EmptyImage", width=8, height=8, batch_size=1, color=random.randrange(0x1000000)),
+        "2": node("TestSyncProgressUpdate", value=["1", 0], sleep_seconds=seconds),
+        "3": node("SaveImage", images=["2", 0], filename_prefix=prefix),
+    }
+
+
 def blur(steps: int = 6) -> Graph:
     """For a real ComfyUI: some seconds on a CPU, interruptible between the steps."""
     graph = {"0": node("EmptyImage", width=1024, height=1024, batch_size=1, color=random.randrange(0x1000000))}

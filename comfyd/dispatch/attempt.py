@@ -40,6 +40,7 @@ class Attempt:
         self._nudge = asyncio.Event()
         self._scope: anyio.CancelScope | None = None
         self._forced: Outcome | None = None
+        self._shown: tuple[float, float, str] | None = None
 
     @property
     def task_id(self) -> str:
@@ -47,6 +48,9 @@ class Attempt:
 
     # what others tell us
     def on_progress(self, value: float, maximum: float, node: str) -> None:
+        if (value, maximum, node) == self._shown:  # most is told twice
+            return
+        self._shown = value, maximum, node
         at = int(self._bench.clock().wall * 1000)
         self._bench.progress(self.task_id, {"value": value, "max": maximum, "node": node, "at": at})
 

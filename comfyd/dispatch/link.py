@@ -4,10 +4,11 @@ Owns: what is in flight on it and what its events say. Must not: claim, finish, 
 """
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import aiohttp
 import anyio
@@ -124,15 +125,34 @@ class Link:
         if watcher is None:
             return
         self.touch()
-        node = data.get("node")
-        if event == "executing" and node is None:
+        if event == "executing" and data.get("node") is None:
             watcher.on_end()
-        elif event == "executing":
-            watcher.on_progress(0, 1, str(node))
-        elif event == "progress":
-            value, maximum = data.get("value"), data.get("max")
-            if isinstance(value, int | float) and isinstance(maximum, int | float):
-                watcher.on_progress(value, maximum, str(node))
+        elif (shown := progress_of(event, data)) is not None:
+            watcher.on_progress(*shown)
+
+
+def progress_of(event: str, data: Mapping[str, Any]) -> tuple[float, float, str] | None:
+    """(value, maximum, node) of an event. Some nodes report in progress_state alone, which lists all of a prompt."""
+    node, said = data.get("node"), data
+    if event == "executing":
+        return 0, 1, str(node)
+    if event == "progress_state":
+        node, said = _running_node(data.get("nodes"))
+    elif event != "progress":
+        return None
+    value, maximum = said.get("value"), said.get("max")
+    return (value, maximum, str(node)) if _is_number(value) and _is_number(maximum) else None
+
+
+def _running_node(nodes: Any) -> tuple[Any, Mapping[str, Any]]:
+    """(id, state) of the node that began last of those that run."""
+    known = reversed(nodes.items()) if isinstance(nodes, dict) else ()
+    return next(((n, s) for n, s in known if isinstance(s, Mapping) and s.get("state") == "running"), (None, {}))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Not NaN or infinite, which ComfyUI writes into JSON although JSON has no such numbers."""
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def base_url(listen: str, port: int) -> str:

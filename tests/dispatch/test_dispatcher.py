@@ -13,7 +13,7 @@ from comfyd.model.observed import Phase
 from comfyd.model.task import TaskState
 from tests.dispatch.rig import PACE, Fakes, journal, now, rig
 from tests.fake import eventually
-from tests.graphs import fresh, invert, node, pixels, sleep
+from tests.graphs import fresh, invert, node, pixels, report, sleep
 
 pytestmark = pytest.mark.asyncio
 
@@ -103,6 +103,24 @@ async def test_progress_is_shown_while_it_runs_and_gone_afterwards(tmp_path: Pat
             assert evidence.progress_mono is not None
             await bench.done(task_id)
             await eventually(lambda: not bench.live.progress.get())
+
+
+async def test_progress_told_only_as_the_state_of_all_nodes_is_shown(tmp_path: Path, fakes: Fakes) -> None:
+    async with rig(tmp_path) as bench:
+        bench.add(fakes())
+        bench.publish()
+        async with bench.dispatcher():
+            task_id = await bench.enqueue(report(1.0, "reports"))
+            seen: list[Any] = []
+
+            def ended() -> bool:
+                frame: Any = bench.live.progress.get().get(task_id)
+                seen.extend([frame["value"]] if frame and frame["node"] == "2" else [])
+                return bool(seen) and frame is None
+
+            await eventually(ended)
+            assert len(set(seen)) >= 5
+            assert seen == sorted(seen)
 
 
 async def test_at_most_two_prompts_are_in_flight_on_one_instance(tmp_path: Path, fakes: Fakes) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from comfyd.dispatch.comfy import ComfyClient
 from comfyd.dispatch.comfy_socket import Listener
-from comfyd.dispatch.link import base_url, output_roots
+from comfyd.dispatch.link import base_url, output_roots, progress_of
 from comfyd.model.paths import Paths
 from comfyd.model.process import DesiredProcess, ProcessSpec
 from tests.dispatch.rig import PACE, Fakes
@@ -57,6 +57,32 @@ def test_folders_that_an_operator_moved_elsewhere_are_not_read() -> None:
     )
     assert output_roots(moved, paths) == {}
     assert output_roots(wanted("--output-directory=/r/workspace/data/../../.."), paths) == {}
+
+
+def state(value: Any, state: str = "running") -> dict[str, Any]:
+    return {"value": value, "max": 2.0, "state": state}
+
+
+@pytest.mark.parametrize(
+    ("event", "data", "shown"),
+    [
+        ("executing", {"node": "3"}, (0, 1, "3")),
+        ("progress", {"node": "3", "value": 1, "max": 20}, (1, 20, "3")),
+        ("progress_state", {"nodes": {"1": state(2.0, "finished"), "2": state(0.5)}}, (0.5, 2.0, "2")),
+        ("progress_state", {"nodes": {"1": state(0.5), "2": state(1.0), "3": state(2.0, "error")}}, (1.0, 2.0, "2")),
+        ("progress_state", {"nodes": {"1": state(2.0, "finished")}}, None),
+        ("progress_state", {"nodes": {}}, None),
+        ("progress_state", {"nodes": [1]}, None),
+        ("progress_state", {"nodes": {"1": 7}}, None),
+        ("progress_state", {}, None),
+        ("progress", {"node": "3", "value": float("nan"), "max": 1}, None),
+        ("progress", {"node": "3", "value": 1, "max": float("inf")}, None),
+        ("progress", {"node": "3", "value": "1", "max": 2}, None),
+        ("executed", {"node": "3", "value": 1, "max": 2}, None),
+    ],
+)
+def test_what_an_event_says_of_progress(event: str, data: dict[str, Any], shown: Any) -> None:
+    assert progress_of(event, data) == shown
 
 
 class Ear:

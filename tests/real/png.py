@@ -40,6 +40,16 @@ def rgb_rows(data: bytes) -> list[list[Pixel]]:
     return rows
 
 
+def as_png(rows: list[list[Pixel]]) -> bytes:
+    """The rows as an RGB picture."""
+    raw = b"".join(b"\0" + bytes(value for pixel in row for value in pixel) for row in rows)
+    head = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 2, 0, 0, 0)
+    bodies = ((b"IHDR", head), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    return SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in bodies
+    )
+
+
 def _unfilter(kind: int, line: bytes, above: bytes, step: int) -> bytes:
     out = bytearray(line)
     for i, value in enumerate(line):

@@ -164,6 +164,14 @@ async def sleep(run, seconds, value=None):
     return value
 
 
+async def report(run, value, sleep_seconds):
+    """As nodes do that report through ComfyUI's API: progress_state is all that is sent."""
+    for step in range(1, 11):
+        await asyncio.sleep(sleep_seconds / 10)
+        await run.progress(step / 10, 1.0, plain=False)
+    return value
+
+
 def stub_sleep(run, seconds, value=None):
     return sleep(run, seconds)
 
@@ -195,6 +203,7 @@ NODES = {
     "PreviewAny": ({"source": "*"}, None, preview_any),
     "StubSleep": ({"seconds": SECONDS}, None, stub_sleep, {"value": "*"}),
     "TestSleep": ({"value": "*", "seconds": SECONDS}, "*", sleep),
+    "TestSyncProgressUpdate": ({"value": "*", "sleep_seconds": SECONDS}, "*", report),
     "TestSyncError": ({"value": "*"}, "*", fail),
 }
 
@@ -316,10 +325,11 @@ class Run:
         self.messages.append([event, data])
         self.app.send(self.client, event, data)
 
-    async def progress(self, value: int, maximum: int) -> None:
+    async def progress(self, value: float, maximum: float, plain: bool = True) -> None:
         await self.app.unwedged.wait()
         self.app.check_interrupt()
-        self.send("progress", value=value, max=maximum, node=self.node)
+        if plain:
+            self.send("progress", value=value, max=maximum, node=self.node)
         state = {"node_id": self.node, "value": value, "max": maximum, "state": "running"}
         self.send("progress_state", nodes={self.node: state})
 
