@@ -67,8 +67,8 @@ def resolve(
     report = Report("EXTRA_ARGS")
     extra = extra_arguments(variables, report)
     wishes, broken = _declared(desired, asked, variables)
-    auto = autolaunch(desired, variables)
-    wishes = [_with_run(wish, asked.run.get(wish.spec.key), auto) for wish in wishes]
+    quiet = None if autolaunch(desired, variables) else _why_quiet(variables)
+    wishes = [_with_run(wish, asked.run.get(wish.spec.key), quiet) for wish in wishes]
     wishes = [_with_conflict(wish, wishes) for wish in wishes]
     setting = Setting(
         desired.settings, variables, facts, extra, _first_of(wishes), Counter(i.environment for i in desired.instances)
@@ -164,16 +164,22 @@ def _apply(
     return (None if report.failed else made), reason
 
 
-def _with_run(wish: _Wish, override: Override | None, auto: bool) -> _Wish:
+def _why_quiet(variables: Variables) -> Condition:
+    """Why nothing starts by itself: somebody said so, or the file is still the one that images ship."""
+    text, hint = "instances.json is the unchanged example: nothing starts by itself", "edit it, or `comfyd start` it"
+    if variables.disable_autolaunch:
+        text, hint = "DISABLE_AUTOLAUNCH is set: nothing starts by itself", "`comfyd start` it"
+    return Condition("stopped", "autolaunch_off", text, hint)
+
+
+def _with_run(wish: _Wish, override: Override | None, quiet: Condition | None) -> _Wish:
     if override is not None and override.want is Want.UP:
         return wish
     if override is not None and override.want is Want.DOWN:
         return _off(wish, "stopped_by_override", f"stopped by {override.by}", "`comfyd start` runs it again")
     if not wish.spec.enabled:
         return _off(wish, "disabled", "disabled in the file", 'set "enabled": true, or `comfyd start` it')
-    if not auto:
-        return _off(wish, "autolaunch_off", "nothing starts by itself here (DISABLE_AUTOLAUNCH)", "`comfyd start` it")
-    return wish
+    return wish if quiet is None else replace(wish, run=False, why_not=quiet)
 
 
 def _off(wish: _Wish, reason: str, message: str, hint: str) -> _Wish:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -17,6 +18,7 @@ from comfyd.environments import steps
 from comfyd.environments.adopt import adopt
 from comfyd.environments.build import Build, Report
 from comfyd.environments.failure import InstallFailed
+from comfyd.environments.log import log_size
 from comfyd.environments.models import ModelFetcher
 from comfyd.environments.record import STEPS, InstallRecord, Marker, load_record, save_marker
 from comfyd.environments.scripts import preview_folder, unified_diff
@@ -25,6 +27,7 @@ from comfyd.errors import LockHeldError
 from comfyd.failpoint import failpoint
 from comfyd.host.clock import boot_id, mono, wall
 from comfyd.host.files import exclusive_lock
+from comfyd.host.rotate import LIMIT_BYTES, rotate
 from comfyd.logs import get_logger
 from comfyd.model.base import Condition
 from comfyd.model.desired import EnvironmentSpec
@@ -122,9 +125,16 @@ def _begin(site: Site, spec: EnvironmentSpec, fingerprint: str, report: Report) 
     for folder in (site.paths.workspace, site.paths.log_dir):
         folder.mkdir(parents=True, exist_ok=True)
     site.paths.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _keep_log_small(site.paths.install_log(spec.name))
     build = Build(spec, fingerprint, site.paths, site.settings, site.environ, report, record)
     build.record = record.model_copy(update={"uuid": build.uuid})
     return build
+
+
+def _keep_log_small(path: Path) -> None:
+    """Between two tries, when nobody writes: scripts may print much and are tried again and again."""
+    if log_size(path) > LIMIT_BYTES:
+        rotate(path)
 
 
 async def _bring(site: Site, build: Build) -> None:

@@ -227,6 +227,15 @@ async def test_a_root_with_spaces_is_refused_before_anything_runs(tmp_path: Path
     assert record.condition.reason == "unsafe_path"
 
 
+async def test_a_log_that_grew_large_is_put_aside_before_the_next_try(house: House) -> None:
+    house.write_script("#!/bin/bash\nhead -c 21000000 /dev/zero | tr '\\0' x\nexit 3\n")
+    for _ in range(2):
+        assert (await house.install()).state == "failed"
+    log = house.paths.install_log("comm")
+    assert log.stat().st_size < 21_100_000
+    assert log.with_name(f"{log.name}.1").stat().st_size > 21_000_000
+
+
 async def test_a_silent_script_is_ended_as_a_group(house: House) -> None:
     house.given["install_stall_s"] = 0.4
     house.write_script(

@@ -175,6 +175,8 @@ def test_autolaunch(multi: bool, disable: bool | None, stock: bool, expected: bo
     assert (wish.why_not is None) is expected
     if wish.why_not:
         assert wish.why_not.reason == "autolaunch_off"
+        assert ("DISABLE_AUTOLAUNCH is set" in wish.why_not.message) is (disable is True)
+        assert ("unchanged example" in wish.why_not.message) is (disable is None)
     started = process(solve(desired, run("comfyui/0", Want.UP), variables=variables))
     assert (started.run, started.why_not) == (True, None)
 
