@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from comfyd.api.operation import Call, op
-from comfyd.api.views import find_instance, status_view
+from comfyd.api.views import current_instance, find_instance, status_view
 from comfyd.api.wire import Answer, LenientAsk, Seconds
 from comfyd.api.wishes import Wished, all_stopped, restart_wish, run_down, start_wish, started, write
 from comfyd.core.outcome import StartOutcome
@@ -57,7 +57,7 @@ async def status(call: Call[None, None]) -> StatusView:
 @op("GET", "/api/comfyui/instances/{ref}", scope="client", response=InstanceView, errors=(404,))
 async def show_instance(call: Call[None, None]) -> InstanceView:
     """One instance by id or name."""
-    return find_instance(status_view(call.context), call.path("ref"))
+    return find_instance(call.context, call.path("ref"))
 
 
 @op(
@@ -70,7 +70,7 @@ async def show_instance(call: Call[None, None]) -> InstanceView:
 )
 async def start_instance(call: Call[None, StartQuery]) -> InstanceAnswer:
     """Let an instance run, enabled or not, and wait for the outcome."""
-    found = find_instance(status_view(call.context), call.path("ref"))
+    found = find_instance(call.context, call.path("ref"))
     return await _start(call, found, start_wish(call.context, found.key, call.caller), "started")
 
 
@@ -84,7 +84,7 @@ async def start_instance(call: Call[None, StartQuery]) -> InstanceAnswer:
 )
 async def restart_instance(call: Call[None, StartQuery]) -> InstanceAnswer:
     """Stop an instance after its prompts are done and start it again."""
-    found = find_instance(status_view(call.context), call.path("ref"))
+    found = find_instance(call.context, call.path("ref"))
     return await _start(call, found, restart_wish(call.context, found.key, call.caller), "restarted")
 
 
@@ -92,7 +92,7 @@ async def restart_instance(call: Call[None, StartQuery]) -> InstanceAnswer:
 async def stop_instance(call: Call[None, StopQuery]) -> InstanceAnswer:
     """Stop an instance and keep it stopped until it is started again."""
     context = call.context
-    found = find_instance(status_view(context), call.path("ref"))
+    found = find_instance(context, call.path("ref"))
     wished = Wished(found.key, (run_down(context, found.key, call.caller),))
     await write(context, wished.overrides)
     done = await all_stopped(context, [wished], call.query.wait)
@@ -157,6 +157,6 @@ def start_failed(reason: str, cause: str = "") -> ComfydError:
 
 def answer_for(call: Call[Any, Any], key: str, fallback: InstanceView, message: str) -> InstanceAnswer:
     """The answer of a verb with the instance as it is now (`fallback` once nothing knows it any more)."""
-    now = next((one for one in status_view(call.context).instances if one.key == key), fallback)
+    now = current_instance(call.context, key) or fallback
     output = "\n".join([message, *(f"{c.type}: {c.message}" for c in now.conditions)])
     return InstanceAnswer(message=message, output=output, instance=now)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from comfyd.api.operation import Call, op
 from comfyd.api.streams import ended, first_of, write
-from comfyd.api.views import find_instance, status_view
+from comfyd.api.views import find_instance
 from comfyd.api.wire import Ask
 from comfyd.errors import ComfydError
 
@@ -34,7 +34,7 @@ class LogQuery(Ask):
 )  # fmt: skip
 async def instance_logs(call: Call[None, LogQuery]) -> web.StreamResponse:
     """The last lines of an instance's log, at most 1 MiB; with follow=1 also everything appended later."""
-    found = find_instance(status_view(call.context), call.path("ref"))
+    found = find_instance(call.context, call.path("ref"))
     if found.log is None:
         raise ComfydError(f"instance {found.name!r} has no log", code="not_found")
     fd = await asyncio.to_thread(_open, found.log)

@@ -129,7 +129,7 @@ def _key(context: ApiContext, ref: str) -> str:
     """The process key of an id (declared or not) or of a known name."""
     if ref.isascii() and ref.isdigit() and len(ref) <= 10 and int(ref) < 2**31:
         return f"comfyui/{int(ref)}"
-    return find_instance(status_view(context), ref).key
+    return find_instance(context, ref).key
 
 
 def _made(call: Call[PutOverride, None], key: str) -> list[Override]:

@@ -12,7 +12,7 @@ from comfyd.api.entries import Entry, read_entry, refuse_rivals
 from comfyd.api.instances import InstanceAnswer, StartQuery, start_failed, start_message
 from comfyd.api.operation import Call, op
 from comfyd.api.strictjson import decode_prefix, refuse
-from comfyd.api.views import find_instance, status_view
+from comfyd.api.views import find_instance
 from comfyd.api.wire import Answer, JsonInt, LenientAsk
 from comfyd.api.wishes import started
 from comfyd.core.outcome import StartOutcome
@@ -111,7 +111,7 @@ async def start_single(call: Call[StartEntry, StartSingleQuery]) -> StartSingleA
     await entry.write(context)
     outcome = (await started(context, [entry.wished], call.query.wait))[entry.key]
     message = start_message(entry.name, entry.port, outcome)
-    instance = find_instance(status_view(context), str(entry.id))
+    instance = find_instance(context, str(entry.id))
     output = "\n".join([message, *(f"{c.type}: {c.message}" for c in instance.conditions), *entry.warnings])
     return StartSingleAnswer(message=message, output=output, instance=instance, warnings=entry.warnings)
 

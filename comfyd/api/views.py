@@ -6,8 +6,9 @@ Owns: nothing; core.view decides what is shown.
 from comfyd import __version__
 from comfyd.api.context import ApiContext
 from comfyd.core.resolve import autolaunch
-from comfyd.core.view import ViewInput, describe
+from comfyd.core.view import ViewInput, describe, instance_view
 from comfyd.errors import ComfydError
+from comfyd.model.process import DesiredProcess
 from comfyd.model.view import EnvironmentView, InstanceView, StatusView
 from comfyd.wiring import variables_from
 
@@ -19,31 +20,60 @@ def launches_by_itself(context: ApiContext) -> bool:
     return autolaunch(context.live.config.get().desired, variables_from(context.settings))
 
 
-def status_view(context: ApiContext) -> StatusView:
-    """Everything at this moment, as core.view shows it."""
+def _input(context: ApiContext) -> ViewInput:
     live, config = context.live, context.live.config.get()
-    return describe(
-        ViewInput(
-            resolved=live.resolved.get(),
-            observed=live.observed.get(),
-            plan=live.plan.get(),
-            now=context.clock(),
-            version=__version__,
-            evidence=live.evidence.get(),
-            overrides=live.overrides.get(),
-            issues=config.issues,
-            config_state=config.state,
-            config_path=config.path,
-            revision=config.revision,
-            seen_revision=config.seen_revision,
-            loaded_at=config.loaded_at,
-            autolaunch=launches_by_itself(context),
-        )
+    return ViewInput(
+        resolved=live.resolved.get(),
+        observed=live.observed.get(),
+        plan=live.plan.get(),
+        now=context.clock(),
+        version=__version__,
+        evidence=live.evidence.get(),
+        overrides=live.overrides.get(),
+        issues=config.issues,
+        config_state=config.state,
+        config_path=config.path,
+        revision=config.revision,
+        seen_revision=config.seen_revision,
+        loaded_at=config.loaded_at,
+        autolaunch=launches_by_itself(context),
     )
 
 
-def find_instance(status: StatusView, ref: str) -> InstanceView:
-    """The instance called `ref`: id first, then name, then key. Raises unknown_instance that names the known ones."""
+def status_view(context: ApiContext) -> StatusView:
+    """Everything at this moment, as core.view shows it."""
+    return describe(_input(context))
+
+
+def find_instance(context: ApiContext, ref: str) -> InstanceView:
+    """The instance called `ref`: id first, then name, then key. Raises unknown_instance that names the known ones.
+
+    Only that one is described: with hundreds of them the whole status costs more than what is asked for it.
+    """
+    processes = context.live.resolved.get().processes
+    instances = [(wish.instance, wish) for wish in processes if wish.instance is not None]
+    for attribute in ("id", "name"):
+        named = [(spec.id, wish) for spec, wish in instances if str(getattr(spec, attribute)) == ref]
+        if named:
+            return _one(context, min(named, key=lambda one: one[0])[1])
+    by_key = next((wish for wish in processes if wish.key == ref), None)
+    return _one(context, by_key) if by_key is not None else _find_otherwise(status_view(context), ref)
+
+
+def current_instance(context: ApiContext, key: str) -> InstanceView | None:
+    """The instance of that key as it is now."""
+    wish = context.live.resolved.get().process(key)
+    if wish is not None:
+        return _one(context, wish)
+    return next((one for one in status_view(context).instances if one.key == key), None)
+
+
+def _one(context: ApiContext, wish: DesiredProcess) -> InstanceView:
+    return instance_view(_input(context), wish, context.live.observed.get().process(wish.key))
+
+
+def _find_otherwise(status: StatusView, ref: str) -> InstanceView:
+    """Services by their short name, and runs that nobody declares any more."""
     for attribute in ("id", "name", "key"):
         for one in status.instances:
             value = getattr(one, attribute)

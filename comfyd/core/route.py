@@ -67,10 +67,10 @@ def slots(
     process key; what it says of another generation does not count. Service environments have no slots yet.
     """
     found: list[tuple[int, int, Slot]] = []
-    runs = observed.by_key()
+    runs, served = observed.by_key(), _dispatched(resolved)
     for rank, process in enumerate(_by_id(resolved)):
         run = runs.get(process.key)
-        if run is None or run.phase is not Phase.READY or not _dispatched(resolved, process):
+        if run is None or run.phase is not Phase.READY or not process.run or process.environment not in served:
             continue
         port = _port(process, run)
         if port is None:
@@ -93,11 +93,9 @@ def _slot(process: DesiredProcess, run: ObservedProcess, port: int) -> Slot:
     )
 
 
-def _dispatched(resolved: ResolvedState, process: DesiredProcess) -> bool:
-    environment = resolved.environment(process.environment) if process.environment else None
-    if environment is None or not process.run:
-        return False
-    return environment.spec.service_type is None and environment.spec.dispatch == "on"
+def _dispatched(resolved: ResolvedState) -> set[str | None]:
+    """Names of the environments whose instances are given tasks."""
+    return {e.name for e in resolved.environments if e.spec.service_type is None and e.spec.dispatch == "on"}
 
 
 def _by_id(resolved: ResolvedState) -> Iterator[DesiredProcess]:

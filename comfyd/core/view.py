@@ -61,7 +61,8 @@ def describe(given: ViewInput) -> StatusView:
     wishes = sorted(
         given.resolved.processes, key=lambda w: (w.instance is None, w.instance.id if w.instance else 0, w.key)
     )
-    shown = [instance_view(given, w, given.observed.process(w.key)) for w in wishes]
+    runs = given.observed.by_key()
+    shown = [instance_view(given, w, runs.get(w.key)) for w in wishes]
     known = {w.key for w in wishes}
     shown += [_undeclared(p) for p in given.observed.processes if p.key not in known and p.alive]
     environments = tuple(
