@@ -19,6 +19,7 @@ from comfyd.errors import ComfydError
 from comfyd.logs import get_logger
 
 log = get_logger(__name__)
+BACKLOG = 1024
 MAX_CONNECTIONS = 500
 FIRST_REQUEST_S = 10.0
 KEEPALIVE_S = 75.0
@@ -91,7 +92,7 @@ class Listeners:
         """Bind host:port. Raises ComfydError that names the port."""
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(self._protocol, host, port, backlog=1024)
+            server = await loop.create_server(self._protocol, host, port, backlog=1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 why = f"port {port} on {host} is used by another program (see it with `lsof -i :{port}`): end that one"
@@ -100,6 +101,7 @@ class Listeners:
             raise ComfydError(
                 f"{why}, or set COMFYD_PORT to a free port", code="conflict", details={"port": port}
             ) from error
+        _widen(server)
         self._listening.append(server)
         self.port = server.sockets[0].getsockname()[1]
 
@@ -114,10 +116,11 @@ class Listeners:
         try:
             sock.bind(address)
             os.chmod(path.name, 0o600, dir_fd=dir_fd)
-            server = await asyncio.get_running_loop().create_unix_server(self._protocol, sock=sock, backlog=128)
+            server = await asyncio.get_running_loop().create_unix_server(self._protocol, sock=sock, backlog=1)
         except OSError as error:
             sock.close()
             raise ComfydError(f"cannot listen on {path}: {error.strerror}", code="conflict") from error
+        _widen(server)
         self._sockets.append((dir_fd, path.name))
         self._listening.append(server)
 
@@ -130,6 +133,13 @@ class Listeners:
         for dir_fd in self._open_dirs:
             os.close(dir_fd)
         self._listening, self._sockets, self._open_dirs = [], [], []
+
+
+def _widen(server: asyncio.Server) -> None:
+    """Let the kernel queue a burst. asyncio must not know: without descriptors it fails `backlog` times in a row."""
+    for listening in server.sockets:
+        with socket.socket(fileno=os.dup(listening.fileno())) as same:
+            same.listen(BACKLOG)
 
 
 def _remove_stale(path: Path, address: str, dir_fd: int) -> None:

@@ -192,8 +192,16 @@ def adopt(identity: Identity, boot_id: str, pidns: int) -> Process | None:
     if not still(identity):
         if pidfd >= 0:
             os.close(pidfd)
+        _bury(identity)
         return None
     return Process(identity, pidfd if pidfd >= 0 else None)
+
+
+def _bury(identity: Identity) -> None:
+    """After an upgrade in place it may be a child of ours that ended meanwhile: nobody else would reap it."""
+    stat = read_stat(identity.pid)
+    if stat and stat.state == "Z" and stat.ppid == os.getpid() and stat.starttime == identity.starttime:
+        os.waitid(os.P_PID, identity.pid, os.WEXITED | os.WNOHANG)
 
 
 def still(identity: Identity) -> bool:

@@ -1,10 +1,13 @@
 """The daemon dies, is stopped, is upgraded, is started twice; the instances and tasks see what was promised."""
 
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -151,3 +154,36 @@ def test_accepted_tasks_survive_sigkill(daemon: Daemon) -> None:
     daemon.edit(lambda d: [i.update(enabled=True) for i in d["instances"]])
     daemon.start()
     daemon.until(lambda: all(status_of(daemon, t) == "COMPLETED" for t in tasks), 40)
+
+
+def test_running_out_of_descriptors_is_survived_without_a_flood(daemon: Daemon) -> None:
+    """New connections wait, what runs is still watched, and everything goes on once there is room again."""
+    daemon.start().until_ready(0, 1)
+    assert daemon.process is not None
+    before, pid = daemon.pids(), daemon.process.pid
+    taken = len(os.listdir(f"/proc/{pid}/fd"))
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + 10, hard))
+    with ExitStack() as crowd:
+        for _ in range(60):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", daemon.port)))
+        daemon.until(lambda: "out of system resource" in daemon.output, what="descriptors are exhausted")
+        os.kill(before["comfyui/1"], signal.SIGKILL)
+        time.sleep(2)  # as long as a flood would take to be seen
+        assert daemon.output.count("out of system resource") < 20
+    daemon.until(lambda: daemon.pids().get("comfyui/1") not in (None, before["comfyui/1"]), what="replaced")
+    daemon.until_ready(0, 1)
+    assert daemon.pids()["comfyui/0"] == before["comfyui/0"]
+    assert sorted(leftovers(daemon.root)) == sorted(daemon.pids().values())
+
+
+def test_an_instance_that_dies_during_an_upgrade_leaves_no_zombie(daemon: Daemon) -> None:
+    daemon.start().until_ready(0, 1)
+    assert daemon.process is not None
+    before = daemon.pids()
+    daemon.signal(signal.SIGUSR2)
+    daemon.until(lambda: "comfyd ends" in daemon.output)
+    os.kill(before["comfyui/0"], signal.SIGKILL)
+    daemon.until(lambda: daemon.pids().get("comfyui/0") not in (None, before["comfyui/0"]), what="replaced")
+    assert not os.path.exists(f"/proc/{before['comfyui/0']}")
+    assert daemon.pids()["comfyui/1"] == before["comfyui/1"]
