@@ -1,10 +1,11 @@
 """What every operation is handed. Built by the composition root; the API owns none of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from comfyd.api.gpus import GpuLook
 from comfyd.live import Live
 from comfyd.metrics import Metrics
 from comfyd.model.base import Now
@@ -27,6 +28,7 @@ class ApiContext:
     clock: Callable[[], Now]
     metrics: Metrics
     facts: MachineFacts | None = None
+    gpus: GpuLook = field(default_factory=GpuLook)
 
 
 CONTEXT: web.AppKey[ApiContext] = web.AppKey("context", ApiContext)

@@ -51,6 +51,7 @@ class StopAllAnswer(Answer):
 @op("GET", "/api/comfyui/status", scope="client", response=StatusView)
 async def status(call: Call[None, None]) -> StatusView:
     """Every instance and environment, the state of the files, and what happens next."""
+    await call.context.gpus.refresh(call.context.live.observed.get())
     return status_view(call.context)
 
 

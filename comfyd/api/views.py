@@ -37,6 +37,9 @@ def _input(context: ApiContext) -> ViewInput:
         seen_revision=config.seen_revision,
         loaded_at=config.loaded_at,
         autolaunch=launches_by_itself(context),
+        gpus=context.gpus.views,
+        gpu_problem=context.gpus.problem,
+        gpu_memory=context.gpus.memory,
     )
 
 

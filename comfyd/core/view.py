@@ -16,6 +16,7 @@ from comfyd.model.view import (
     ConfigStateView,
     EnvironmentView,
     ExitView,
+    GpuView,
     InstallStepView,
     InstallView,
     InstanceView,
@@ -47,6 +48,9 @@ class ViewInput:
     seen_revision: str = ""
     loaded_at: float | None = None
     autolaunch: bool = True
+    gpus: tuple[GpuView, ...] = ()
+    gpu_problem: str | None = None
+    gpu_memory: Mapping[str, int] = field(default_factory=dict)
 
 
 def rfc3339(wall: float | None) -> str | None:
@@ -75,6 +79,8 @@ def describe(given: ViewInput) -> StatusView:
         environments=environments,
         config=config,
         plan=plan_view(given.plan, given.now),
+        gpus=given.gpus,
+        gpu_problem=given.gpu_problem,
         version=given.version,
         time=rfc3339(given.now.wall) or "",
     )
@@ -117,6 +123,7 @@ def instance_view(given: ViewInput, wish: DesiredProcess, seen: ObservedProcess 
         adopted=bool(seen and seen.adopted),
         identity=seen.identity if seen else "strong",
         in_flight=evidence.in_flight if evidence and seen and evidence.generation == seen.generation else 0,
+        gpu_memory=given.gpu_memory.get(wish.key) if alive else None,
         last_exit=_exit(seen.last_exit) if seen and seen.last_exit else None,
         log=wish.spec.log,
     )

@@ -56,8 +56,21 @@ class InstanceView(Frozen):
     adopted: bool = False
     identity: str = "strong"
     in_flight: int = 0
+    gpu_memory: int | None = None
     last_exit: ExitView | None = None
     log: str | None = None
+
+
+class GpuView(Frozen):
+    """One GPU as NVML sees it; index in PCI order. memory_*: bytes; utilisation: percent; temperature: degrees C."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total: int
+    memory_used: int
+    utilisation: int | None = None
+    temperature: int | None = None
 
 
 class InstallStepView(Frozen):
@@ -147,5 +160,7 @@ class StatusView(Frozen):
     environments: tuple[EnvironmentView, ...]
     config: ConfigStateView
     plan: PlanView
+    gpus: tuple[GpuView, ...] = ()
+    gpu_problem: str | None = None
     version: str
     time: str
