@@ -46,9 +46,16 @@ def _clean(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
         if _SECRET_KEY.search(key):
             event[key] = "***"
         elif isinstance(value, str):
-            short = value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "…"
+            short = _shortened(key, value)
             event[key] = _CONTROL.sub(lambda m: f"\\x{ord(m.group()):02x}", short)
     return event
+
+
+def _shortened(key: str, value: str) -> str:
+    """A traceback says what happened at its end, everything else at its beginning."""
+    if len(value) <= MAX_VALUE:
+        return value
+    return "…" + value[-MAX_VALUE:] if key == "exception" else value[:MAX_VALUE] + "…"
 
 
 def configure(level: str, fmt: str, log_file: Path | None) -> None:
@@ -79,7 +86,8 @@ def configure(level: str, fmt: str, log_file: Path | None) -> None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         _add(root, logging.FileHandler(log_file, encoding="utf-8"), as_json, shared)
         _link_older_name(log_file)
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    for talkative in ("aiohttp.access", "watchfiles"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
 
 
 def _link_older_name(log_file: Path) -> None:

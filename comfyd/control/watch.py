@@ -16,6 +16,7 @@ from comfyd.logs import get_logger
 log = get_logger("comfyd.control")
 
 STEP_MS = 20
+SETTLED_S = 0.02
 GIVEN_UP_S = 3600.0
 
 
@@ -68,5 +69,7 @@ class Watcher:
             *dirs, recursive=False, debounce=self._debounce_ms, step=STEP_MS, stop_event=self._changed,
             watch_filter=None, ignore_permission_denied=True, rust_timeout=int(GIVEN_UP_S * 1000),
         )  # fmt: skip
+        # The watch stands once the first step has run; what changed before it stood is read now.
+        asyncio.get_running_loop().call_later(SETTLED_S, self._wake)
         async for _ in batches:
             self._wake()
