@@ -86,4 +86,14 @@ async def run_probes(run: Run, prober: Prober, changed: Callable[[Run, Phase, st
                 changed(run, Phase.UNREADY, result.message)
         if run.phase is Phase.STARTING and clock.mono() >= deadline:
             return f"not ready within {spec.startup_deadline_s:g} s: {result.message}"
-        await asyncio.sleep(min(STARTING_PERIOD_S, spec.period_s) if run.phase is Phase.STARTING else spec.period_s)
+        await _pause(run)
+
+
+async def _pause(run: Run) -> None:
+    """Until the next probe is due. Where nothing is probed there is none, until the settings say otherwise."""
+    probe = run.spec.probe
+    if probe.type == "none" or run.spec.port is None:
+        await run.probe_changed.wait()
+        run.probe_changed.clear()
+        return
+    await asyncio.sleep(min(STARTING_PERIOD_S, probe.period_s) if run.phase is Phase.STARTING else probe.period_s)

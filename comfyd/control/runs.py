@@ -41,6 +41,7 @@ class Run:
     adopted: bool = False
     stop: StopRequest | None = None
     stop_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    probe_changed: asyncio.Event = field(default_factory=asyncio.Event)
     shown: tuple[object, ObservedProcess] | None = None
 
     @property
@@ -137,7 +138,7 @@ def history_from_fact(fact: dict[str, Any], boot_id: str) -> History:
 def observed_run(run: Run, history: History) -> ObservedProcess:
     """Made anew only when something of it has changed: a snapshot of all runs is taken after every fact."""
     mark = (
-        run.phase, run.phase_since_wall, run.ready_since_mono, run.probe_message, run.spec.port,
+        run.phase, run.phase_since_wall, run.ready_since_mono, run.probe_message, run.spec.port, run.gpu_exclusive,
         run.stop.drain_until if run.stop else None, history.last_exit, history.crashes, history.restarts,
     )  # fmt: skip
     if run.shown is None or run.shown[0] != mark:

@@ -39,7 +39,10 @@ class Spawner:
         A large batch goes in parts: the programs of one part begin while the next one is spawned.
         """
         parts = (actions[first : first + PART] for first in range(0, len(actions), PART))
-        return [result for part in parts for result in self._start_part(part, now)]
+        results = [result for part in parts for result in self._start_part(part, now)]
+        for run in (run for _, run in results if isinstance(run, Run)):
+            _write_pid_file(run.spec, run.process)
+        return results
 
     def _start_part(self, actions: Sequence[StartProcess], now: Now) -> list[tuple[StartProcess, Run | SpawnError]]:
         results: list[tuple[StartProcess, Run | SpawnError]] = []
@@ -56,7 +59,6 @@ class Spawner:
         except OSError as error:
             return [(action, _not_recorded(result, error)) for action, result in results]
         for run in runs:
-            _write_pid_file(run.spec, run.process)
             proc.release(run.process)
         failpoint("exec_released")
         return results

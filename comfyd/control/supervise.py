@@ -118,8 +118,11 @@ class Supervisor:
         declared = {wish.key: wish for wish in wanted.processes}
         for key, run in self._runs.items():
             wish = declared.get(key)
-            if wish is not None and wish.fingerprint == run.fingerprint:
-                run.spec, run.gpu_exclusive = wish.spec, wish.gpu_exclusive
+            if wish is None or wish.fingerprint != run.fingerprint:
+                continue
+            if run.spec.probe != wish.spec.probe:
+                run.probe_changed.set()
+            run.spec, run.gpu_exclusive = wish.spec, wish.gpu_exclusive
         for key in [k for k in self._history if k not in declared and k not in self._runs]:
             del self._history[key]
 

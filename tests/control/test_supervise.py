@@ -9,7 +9,9 @@ import pytest
 
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
+from comfyd.model.desired import ProbeSpec
 from comfyd.model.observed import Phase
+from comfyd.model.process import ResolvedState
 from tests.control.conftest import alive, end, environment_of, free_port, open_bench
 
 SLEEP = "import time; time.sleep(600)"
@@ -279,3 +281,21 @@ def test_arguments_reach_the_program_as_written(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().splitlines() == list(evil)
     assert not (tmp_path / "pwned").exists()
     process.close()
+
+
+@pytest.mark.asyncio
+async def test_a_probe_that_is_switched_on_or_off_counts_without_a_restart(root: Path) -> None:
+    async with open_bench(root) as bench:
+        silent = bench.wish("comfyui/0", SLEEP, port=free_port())
+        spec = silent.spec
+        off = silent.model_copy(update={"spec": spec.model_copy(update={"probe": ProbeSpec(type="none")})})
+        await bench.start(off)
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        pid = bench.seen("comfyui/0").pid
+        bench.supervisor.refresh(ResolvedState(processes=(silent,)))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.UNREADY)
+        bench.supervisor.refresh(ResolvedState(processes=(off,)))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        assert bench.seen("comfyui/0").pid == pid
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
