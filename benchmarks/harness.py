@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+BYTECODE = REPOSITORY / ".cache/bench-bytecode"
+DROPPED = ("COMFYD_", "COMFYUI_", "PYTHONDONTWRITEBYTECODE")
+"""An installed program has its bytecode beside it; a checkout under test may be told to write none."""
 PEERS = REPOSITORY / ".cache/bench-venv/bin"
 """Other programs are installed here by benchmarks/setup.sh, never into the project's own environment."""
 
@@ -131,7 +134,7 @@ def free_port() -> int:
 
 def spawn(argv: Sequence[str | Path], output: Path, **environ: str) -> subprocess.Popen[bytes]:
     """A program in a session of its own, run where `output` lies; what it prints is appended to `output`."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COMFYD_", "COMFYUI_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)} | {"PYTHONPYCACHEPREFIX": str(BYTECODE)}
     with output.open("ab") as out:
         return subprocess.Popen(
             [str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
