@@ -8,6 +8,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -165,7 +166,7 @@ class Supervisor:
             request.drain_until = min(request.drain_until, run.stop.drain_until)
         run.stop = request
         if run.phase not in (Phase.DRAINING, Phase.STOPPING):
-            self._set_phase(run, Phase.DRAINING, reason)
+            self._set_phase(run, Phase.DRAINING if self._busy(run) else Phase.STOPPING, reason)
         run.stop_changed.set()
 
     def _of(self, key: str) -> History:
@@ -180,7 +181,8 @@ class Supervisor:
         elif phase is Phase.UNREADY:
             run.ready_since_mono = None
         self._pen.write("instance", run.key, **{"from": before.value}, to=phase.value, reason=reason)
-        self._journal.marked(run.generation, phase is Phase.READY)
+        if (before is Phase.READY) is not (phase is Phase.READY):
+            self._pen.later(partial(self._journal.marked, run.generation, phase is Phase.READY))
         self._changed()
 
     async def _run_process(self, run: Run) -> None:
@@ -214,7 +216,8 @@ class Supervisor:
 
     async def _end(self, run: Run) -> Status:
         """Once begun, a stop is finished whatever is cancelled."""
-        self._set_phase(run, Phase.STOPPING, "")
+        if run.phase is not Phase.STOPPING:
+            self._set_phase(run, Phase.STOPPING, "")
         grace = run.stop.grace_s if run.stop else run.spec.stop_grace_s
         ending = asyncio.ensure_future(end_process(run, grace, self._scan))
         with anyio.CancelScope(shield=True):
@@ -229,10 +232,8 @@ class Supervisor:
         """Wait until its prompts are done, the drain time is over, or it ends by itself."""
         while run.stop is not None and not exited.done():
             seq = self._live.evidence.seq
-            evidence = self._live.evidence.get().get(run.key)
-            busy = evidence is not None and evidence.generation == run.generation and evidence.in_flight > 0
             left = run.stop.drain_until - clock.mono()
-            if not busy or left <= 0:
+            if not self._busy(run) or left <= 0:
                 return
             run.stop_changed.clear()
             waits: list[asyncio.Future[Any]] = [
@@ -244,6 +245,10 @@ class Supervisor:
             finally:
                 for wait in waits:
                     wait.cancel()
+
+    def _busy(self, run: Run) -> bool:
+        evidence = self._live.evidence.get().get(run.key)
+        return evidence is not None and evidence.generation == run.generation and evidence.in_flight > 0
 
     async def _finished(self, run: Run, status: Status) -> None:
         tail = await asyncio.to_thread(self._put_away, run)
