@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.fake import free_port
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = REPOSITORY / "examples/quickstart"

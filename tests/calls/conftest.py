@@ -13,7 +13,7 @@ import pytest
 
 from tests.calls.curl import Curl
 from tests.daemon import Daemon, make_root, running_daemon
-from tests.fake import free_port
+from tests.ports import free_port
 
 DOCUMENTED = (8001, 3001, 3002, 3003, 3005)
 HANDLER = Path(__file__).with_name("fastapi_handler.py")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.calls.curl import Curl
 from tests.daemon import Daemon, add_environment
-from tests.fake import free_port
+from tests.ports import free_port
 
 SINGLE = """curl -X POST "http://localhost:8001/api/comfyui/start-single" -H "Content-Type: application/json" -d '{"id": 0, "port": 3001, "name": "main-instance", "extra_args": "--lowvram", "enabled": true}' --data-urlencode "environment=comm\""""  # noqa: E501
 QUICK = """curl -X POST "http://localhost:8001/api/comfyui/start-single" -H "Content-Type: application/json" -d '{"id": 0, "port": 3001, "name": "comfyui-quick", "extra_args": "", "enabled": true}'"""  # noqa: E501

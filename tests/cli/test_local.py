@@ -15,7 +15,7 @@ import pytest
 
 from comfyd.host.files import exclusive_lock
 from tests.cli.serving import World, comfyd, environment, serving
-from tests.fake import free_port
+from tests.ports import free_port
 
 
 def write_root(root: Path, instances: list[dict[str, Any]] | None = None) -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,12 +19,6 @@ from comfyd.model.paths import Paths
 from comfyd.model.plan import StartProcess, StopProcess
 from comfyd.model.process import DesiredProcess, ProcessSpec
 from comfyd.store.open import open_stores
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Bench:

@@ -12,7 +12,8 @@ from comfyd.host.journal import Journal
 from comfyd.model.desired import ProbeSpec
 from comfyd.model.observed import Phase
 from comfyd.model.process import ResolvedState
-from tests.control.conftest import alive, end, environment_of, free_port, open_bench
+from tests.control.conftest import alive, end, environment_of, open_bench
+from tests.ports import free_port
 
 SLEEP = "import time; time.sleep(600)"
 LISTEN = (

@@ -12,8 +12,8 @@ import pytest
 from comfyd.dispatch.comfy import ComfyClient, NotServed, Unanswered
 from comfyd.dispatch.comfy_history import OutputFile
 from comfyd.dispatch.outputs import checked_parts, link_below, store_outputs, stored_name
-from tests import fake
 from tests.dispatch.rig import PACE, Fakes
+from tests.ports import free_port
 
 SECRET = b"not for you"
 
@@ -155,7 +155,7 @@ async def test_a_body_that_breaks_off_is_no_result(tmp_path: Path) -> None:
         await writer.drain()
         writer.close()
 
-    port = fake.free_port()
+    port = free_port()
     server = await asyncio.start_server(torn, "127.0.0.1", port)
     async with server, aiohttp.ClientSession() as session:
         client = ComfyClient(session, f"http://127.0.0.1:{port}", PACE)

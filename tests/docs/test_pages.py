@@ -17,7 +17,7 @@ import pytest
 
 from tests.daemon import Daemon, make_root
 from tests.docs.markdown import CHECKOUT, blocks
-from tests.fake import free_port
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

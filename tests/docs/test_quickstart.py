@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import pytest
 
 from tests.daemon import leftovers
 from tests.docs.markdown import CHECKOUT, commands
+from tests.ports import free_port
 from tests.real.png import rgb_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -24,16 +24,6 @@ MADE_BY_MAKE_S = 150
 BOTH_READY_S = 60
 CONVERGED_S = 30
 PORTS = ("3001", "3002", "3012", "8001")
-
-
-def free_ports(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def until(what: str, check: Callable[[], Any], timeout_s: float) -> Any:
@@ -84,7 +74,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=CHECKOUT, capture_output=True,
         check=True,
     )  # fmt: skip
-    moved = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    moved = {port: str(free_port()) for port in PORTS}
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (CHECKOUT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

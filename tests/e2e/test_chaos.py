@@ -17,7 +17,7 @@ import pytest
 from tests.daemon import Daemon, add_environment, make_root
 from tests.e2e.chaos import ENDS, Chaos, Story
 from tests.e2e.sampler import Sampler
-from tests.fake import free_port
+from tests.ports import free_port
 
 SECONDS = float(os.environ.get("COMFYD_CHAOS_S", "35"))
 

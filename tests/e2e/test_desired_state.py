@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.daemon import Daemon, add_environment
-from tests.fake import free_port
+from tests.ports import free_port
 
 
 def entry(data: dict[str, Any], number: int) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.daemon import Daemon, leftovers, make_root
-from tests.fake import free_port
 from tests.graphs import fresh, sleep
+from tests.ports import free_port
 
 PROBE = {"period_s": 0.1, "timeout_s": 0.3, "failures": 3}
 Start = Callable[..., Daemon]

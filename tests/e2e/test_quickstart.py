@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 from tests.daemon import QUICKSTART, Daemon, make_root
-from tests.fake import free_port
+from tests.ports import free_port
 
 
 def pixels(png: bytes) -> tuple[int, int, bytes]:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.daemon import REPOSITORY, Daemon
-from tests.fake import free_port
+from tests.ports import free_port
 
 INSTALL_S = 900
 NAME = "comfyui-main"
