@@ -57,6 +57,11 @@ class Attempt:
     def on_end(self) -> None:
         self._nudge.set()
 
+    def on_gone(self) -> None:
+        self._forced = self._forced or put_back(f"instance {self._instance} went away while the prompt was there")
+        if self._scope is not None and not self._harvesting:  # results on disk can still be stored
+            self._scope.cancel()
+
     async def notice_cancel(self) -> None:
         """Read whether a cancel was asked for."""
         if not self._cancelled and (await self._bench.tasks.get(self.task_id)).cancel_requested:
@@ -76,10 +81,15 @@ class Attempt:
         try:
             async with anyio.create_task_group() as group:
                 self._scope = group.cancel_scope
-                if self._forced is None:
-                    group.start_soon(self._keep_lease)
-                    group.start_soon(self._watch_gone)
-                    outcome = await self._carry_out()
+                if self.link.gone.is_set():
+                    self.on_gone()
+                # Most prompts have ended by then: no task for them.
+                renewal = asyncio.get_running_loop().call_later(self._renew_s, group.start_soon, self._keep_lease)
+                try:
+                    if self._forced is None:
+                        outcome = await self._carry_out()
+                finally:
+                    renewal.cancel()
                 group.cancel_scope.cancel()
         finally:
             self.link.unwatch(self._prompt_id)
@@ -89,12 +99,9 @@ class Attempt:
             return None
         return outcome or self._forced
 
-    async def forget(self) -> None:
+    def forget(self) -> None:
         """Once the result is committed ComfyUI need not remember the prompt."""
-        try:
-            await self.link.client.forget(self._prompt_id)
-        except Unanswered as error:
-            log.debug("history entry kept", task=self.task_id, reason=error.message)
+        self.link.forget(self._prompt_id)
 
     async def _carry_out(self) -> Outcome:
         if self._recovered:
@@ -260,12 +267,10 @@ class Attempt:
         return self._cancelled
 
     async def _keep_lease(self) -> None:
-        wait_s = self._bench.lease_s / 3
         while True:
-            await asyncio.sleep(wait_s)
             try:
                 self.lease = await self._bench.tasks.renew(self.lease, self._bench.lease_s, self._bench.clock())
-                wait_s = self._bench.lease_s / 3
+                wait_s = self._renew_s
             except ComfydError as error:
                 if error.code in ("stale_lease", "task_not_found"):
                     log.warning("lease lost", task=self.task_id, instance=self._instance, reason=error.message)
@@ -274,14 +279,13 @@ class Attempt:
                 log.warning("lease not renewed", task=self.task_id, reason=error.message)
                 wait_s = self._bench.lease_s / 10
             await self._notice_quietly()
+            await asyncio.sleep(wait_s)
         if self._scope is not None:
             self._scope.cancel()
 
-    async def _watch_gone(self) -> None:
-        await self.link.gone.wait()
-        self._forced = self._forced or put_back(f"instance {self._instance} went away while the prompt was there")
-        if self._scope is not None and not self._harvesting:  # results on disk can still be stored
-            self._scope.cancel()
+    @property
+    def _renew_s(self) -> float:
+        return self._bench.lease_s / 3
 
     @property
     def _instance(self) -> str:

@@ -168,9 +168,9 @@ class ComfyClient:
         if any(item[1] == prompt_id for item in running):
             await self._request("POST", "interrupt", body={"prompt_id": prompt_id})
 
-    async def forget(self, prompt_id: str) -> None:
-        """Drop its history entry: each holds a whole prompt in memory."""
-        await self._request("POST", "history", body={"delete": [prompt_id]})
+    async def forget(self, *prompt_ids: str) -> None:
+        """Drop their history entries: each holds a whole prompt in memory."""
+        await self._request("POST", "history", body={"delete": list(prompt_ids)})
 
     @asynccontextmanager
     async def view(self, file: OutputFile) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -13,13 +13,16 @@ from typing import Any, Protocol, TypeGuard
 import aiohttp
 import anyio
 
-from comfyd.dispatch.comfy import ComfyClient
+from comfyd.dispatch.comfy import ComfyClient, Unanswered
 from comfyd.dispatch.comfy_socket import Listener
 from comfyd.dispatch.pace import Pace
+from comfyd.logs import get_logger
 from comfyd.model.observed import Evidence
 from comfyd.model.paths import Paths
 from comfyd.model.process import DesiredProcess
 from comfyd.model.task import Slot
+
+log = get_logger(__name__)
 
 
 class Watcher(Protocol):
@@ -28,6 +31,8 @@ class Watcher(Protocol):
     def on_progress(self, value: float, maximum: float, node: str) -> None: ...
 
     def on_end(self) -> None: ...
+
+    def on_gone(self) -> None: ...
 
 
 class Link:
@@ -54,8 +59,13 @@ class Link:
         self.client = ComfyClient(session, base_url, pace)
         self.listener = Listener(session, self.client.base_url, client_id, self._on_event, pace)
         self._watchers: dict[str, Watcher] = {}
+        self._ended: list[str] = []
+        self._forgettable = asyncio.Event()
+        self._pace = pace
         self._mono = mono
-        self._changed = changed
+        self._publish = changed
+        self._evidence: Evidence | None = None
+        self._touched = 0.0
         self._in_flight = 0
         self._device_errors = 0
         self._progress_mono: float | None = None
@@ -64,7 +74,16 @@ class Link:
 
     async def run(self) -> None:
         with self._scope:
-            await self.listener.run()
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.listener.run)
+                group.start_soon(self._forget)
+
+    def lose(self) -> None:
+        """Control sees this run no more."""
+        if not self.gone.is_set():
+            self.gone.set()
+            for watcher in list(self._watchers.values()):
+                watcher.on_gone()
 
     def close(self) -> None:
         self._scope.cancel()
@@ -74,13 +93,19 @@ class Link:
         return self._in_flight
 
     def evidence(self) -> Evidence:
-        return Evidence(
-            key=self.slot.key,
-            generation=self.slot.generation,
-            in_flight=self._in_flight,
-            progress_mono=self._progress_mono,
-            device_errors=self._device_errors,
-        )
+        if self._evidence is None:
+            self._evidence = Evidence(
+                key=self.slot.key,
+                generation=self.slot.generation,
+                in_flight=self._in_flight,
+                progress_mono=self._progress_mono,
+                device_errors=self._device_errors,
+            )
+        return self._evidence
+
+    def _changed(self) -> None:
+        self._evidence = None
+        self._publish()
 
     def enter(self) -> None:
         """A task takes a slot here."""
@@ -110,15 +135,33 @@ class Link:
 
     def touch(self) -> None:
         """A prompt made progress. Published at most once a second."""
-        now = self._mono()
-        if self._progress_mono is None or now - self._progress_mono >= 1.0:
-            self._progress_mono = now
+        now = asyncio.get_running_loop().time()
+        if self._progress_mono is None or now - self._touched >= 1.0:
+            self._touched, self._progress_mono = now, self._mono()
             self._changed()
 
     def ended(self, *, device_error: bool) -> None:
         """A prompt ended by itself: count device errors in a row."""
-        self._device_errors = self._device_errors + 1 if device_error else 0
-        self._changed()
+        if device_error or self._device_errors:
+            self._device_errors = self._device_errors + 1 if device_error else 0
+            self._changed()
+
+    def forget(self, prompt_id: str) -> None:
+        """Its result is committed: ComfyUI need not remember it any more."""
+        self._ended.append(prompt_id)
+        self._forgettable.set()
+
+    async def _forget(self) -> None:
+        """Many at once: a request for each would cost as much as posting the prompt did."""
+        while True:
+            await self._forgettable.wait()
+            await asyncio.sleep(self._pace.forget_s)
+            self._forgettable.clear()
+            prompt_ids, self._ended = self._ended, []
+            try:
+                await self.client.forget(*prompt_ids)
+            except Unanswered as error:
+                log.debug("history entries kept", instance=self.slot.instance, reason=error.message)
 
     def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
         watcher = self._watchers.get(str(data.get("prompt_id")))

@@ -42,7 +42,7 @@ class Links:
         link = Link(slot, session, url, client_id, roots, self._pace, lambda: self._clock().mono, self.publish)
         self._links[slot.generation] = link
         if self.alive(slot.generation) is None:
-            link.gone.set()
+            link.lose()
         group.start_soon(link.run)
         return link
 
@@ -64,7 +64,7 @@ class Links:
         """Tell links whose run is over; drop those without prompts."""
         for generation, link in list(self._links.items()):
             if self.alive(generation) is None:
-                link.gone.set()
+                link.lose()
                 if not link.in_flight:
                     link.close()
                     del self._links[generation]

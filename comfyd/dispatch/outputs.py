@@ -55,10 +55,11 @@ async def store_outputs(
     if not files:
         return []
     planned = [(checked_parts(file), folder / stored_name(n, file.filename)) for n, file in enumerate(files)]
-    missing = await asyncio.to_thread(_link_all, files, planned, folder, roots)
-    for n in missing:
-        await _download(client, files[n], planned[n][1])
-    sizes = await asyncio.to_thread(_settle, folder, [target for _, target in planned])
+    missing, sizes = await asyncio.to_thread(_link_all, files, planned, folder, roots)
+    if missing:
+        for n in missing:
+            await _download(client, files[n], planned[n][1])
+        sizes = await asyncio.to_thread(_settle, folder, planned)
     return [
         {
             "filename": file.filename,
@@ -74,20 +75,21 @@ async def store_outputs(
 
 def _link_all(
     files: Sequence[OutputFile], planned: Sequence[Planned], folder: Path, roots: Mapping[str, Path]
-) -> list[int]:
-    """Link what lies on this host; returns the positions of the rest."""
+) -> tuple[list[int], list[int]]:
+    """Link what lies on this host. Returns the positions of the rest, and if there is none the sizes."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return [
+    missing = [
         n
         for n, (parts, target) in enumerate(planned)
         if (root := roots.get(files[n].type)) is None or not link_below(root, parts, target)
     ]
+    return missing, ([] if missing else _settle(folder, planned))
 
 
-def _settle(folder: Path, targets: Sequence[Path]) -> list[int]:
+def _settle(folder: Path, planned: Sequence[Planned]) -> list[int]:
     """Make the names durable; returns the sizes."""
     fsync_dir(folder)
-    return [target.stat().st_size for target in targets]
+    return [target.stat().st_size for _, target in planned]
 
 
 def link_below(root: Path, parts: Sequence[str], target: Path) -> bool:

@@ -12,7 +12,8 @@ class Pace:
     that runs the websocket is taken for deaf; doubled up to quiet_max_s.
     ask_s: between two questions after a prompt of unknown fate; absences: answers "not there" until that is believed.
     unreachable_s: a post that was never sent is tried this long. first_pass_s: for control's first look at boot.
-    look_s: after a cancel. release_s: for the last commits at shutdown.
+    look_s: after a cancel. release_s: for the last commits at shutdown. forget_s: ended prompts are gathered this long
+    before ComfyUI is told to forget them. cancels_s: between two looks for cancelled tasks when tasks come quickly.
     """
 
     poll_s: float = 2.0
@@ -28,3 +29,5 @@ class Pace:
     first_pass_s: float = 30.0
     look_s: float = 0.2
     release_s: float = 5.0
+    forget_s: float = 1.0
+    cancels_s: float = 0.05

@@ -17,9 +17,11 @@ from anyio.abc import TaskGroup
 from comfyd.core.route import slots as free_slots
 from comfyd.dispatch.attempt import Attempt
 from comfyd.dispatch.bench import Bench, put_back
+from comfyd.dispatch.cancels import Cancels
 from comfyd.dispatch.link import Link
 from comfyd.dispatch.links import Links
 from comfyd.dispatch.pace import Pace
+from comfyd.dispatch.recovery import recovered
 from comfyd.errors import ComfydError
 from comfyd.failpoint import failpoint
 from comfyd.live import Cell, Live
@@ -62,6 +64,8 @@ class Dispatcher:
         self._bench = Bench(tasks, clock, settings.lease_s, paths.outputs, self._pace, self._show_progress)
         self._links = Links(live, paths, clock, node_id, self._pace)
         self._attempts: set[Attempt] = set()
+        self._cancels = Cancels(self._attempts, self._pace.cancels_s)
+        self._full = False
         self._kick = asyncio.Event()
         self._idle = asyncio.Event()
         self._stopping = self._releasing = False
@@ -77,6 +81,7 @@ class Dispatcher:
         for cell in (self._live.observed, self._live.resolved, self._live.draining):
             self._group.start_soon(self._follow_cell, cell)
         self._group.start_soon(self._follow_wake)
+        self._group.start_soon(self._cancels.run)
         self._group.start_soon(self._run)
         return self
 
@@ -128,11 +133,7 @@ class Dispatcher:
             await self._live.task_wake.wait()
             self._live.task_wake.clear()
             self._kick.set()
-            for attempt in list(self._attempts):
-                try:
-                    await attempt.notice_cancel()
-                except ComfydError as error:
-                    log.debug("cancel not looked up", task=attempt.task_id, reason=error.message)
+            self._cancels.look()
 
     # claiming
     @property
@@ -163,13 +164,19 @@ class Dispatcher:
         if self._closed:
             return None
         room, resting = self._free(), self._links.resting().values()
-        if not room and self._settings.dispatch:
+        self._full = not room
+        if self._full and self._settings.dispatch:
             return min(resting, default=None)
+        now = self._clock()
         with anyio.CancelScope(shield=True):  # what is claimed has to be run or released
-            claims = await self._tasks.claim(room, self._settings.lease_s, self._clock())
+            claiming, looking = self._tasks.claim(room, self._settings.lease_s, now), self._tasks.next_expiry(now)
+            claims, left = await asyncio.gather(claiming, looking, return_exceptions=True)
+            if isinstance(claims, BaseException):
+                raise claims
             for claim in claims:
                 self._start(claim)
-        left = await self._tasks.next_expiry(self._clock())
+        if isinstance(left, BaseException):
+            raise left
         expiry = () if left is None else (left + 0.05 if left > 0 else 1.0,)
         return min((*resting, *expiry), default=None)
 
@@ -212,20 +219,24 @@ class Dispatcher:
         if not self._attempts:
             self._idle.set()
         self._links.notice_gone()
-        self._kick.set()
 
     async def _run_attempts(self, attempt: Attempt | None) -> None:
         """One slot, task after task: a result and the next claim share a commit."""
         while attempt is not None:
             following: Claim | None = None
+            filled = False
             try:
                 outcome = await self._outcome(attempt)
                 if outcome is not None:
-                    following = await self._finish(attempt.lease, outcome, self._own_slot(attempt.link))
+                    room = self._own_slot(attempt.link)
+                    following = await self._finish(attempt.lease, outcome, room)
+                    filled = bool(room) and outcome.state is not TaskState.PENDING
                 if outcome is not None and outcome.state is not TaskState.PENDING:
-                    self._group.start_soon(attempt.forget)
+                    attempt.forget()
             finally:
                 self._leave(attempt)
+                if not filled or self._full:  # else nothing was queued for the slot, and nothing waits for its lease
+                    self._kick.set()
             link, attempt = attempt.link, None
             if following is not None:
                 self._enter(attempt := Attempt(following, link, self._bench))
@@ -263,6 +274,7 @@ class Dispatcher:
                 except ComfydError as error:
                     log.warning("result not taken", task=lease.task_id, reason=error.message, code=error.code)
                     if not error.retryable or self._stopping:
+                        self._kick.set()
                         break
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
@@ -270,7 +282,7 @@ class Dispatcher:
 
     # recovery
     async def _recover(self) -> None:
-        claims = await self._recovered()
+        claims = await recovered(self._tasks, self._node_id, self._settings.lease_s, self._clock)
         if not claims:
             return
         with anyio.move_on_after(min(self._pace.first_pass_s, self._settings.lease_s / 2)):
@@ -278,16 +290,6 @@ class Dispatcher:
                 await self._live.passes.wait_changed(self._live.passes.seq)
         for claim in claims:
             self._start(claim.model_copy(update={"slot": self._links.slot_of(claim)}), recovered=True)
-
-    async def _recovered(self) -> tuple[Claim, ...]:
-        delay = 0.5
-        while True:
-            try:
-                return await self._tasks.recover(self._node_id, self._settings.lease_s, self._clock())
-            except ComfydError as error:
-                log.warning("tasks not recovered yet", reason=error.message)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 30.0)
 
     # progress
     def _show_progress(self, task_id: str, frame: dict[str, object] | None) -> None:

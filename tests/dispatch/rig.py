@@ -36,6 +36,8 @@ PACE = Pace(
     first_pass_s=2,
     look_s=0.05,
     release_s=3,
+    forget_s=0.05,
+    cancels_s=0.01,
 )
 
 
