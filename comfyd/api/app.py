@@ -15,6 +15,7 @@ from comfyd.api import (
     environments,
     events,
     external,
+    faceswap,
     health,
     instances,
     logs,
@@ -41,8 +42,8 @@ LINGER_S = 1.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to see the answer."""
 FIRST_PASS_S = 5.0
 FAMILIES = (
-    starts, instances, logs, overrides, plan, environments, workflows, tasks, outputs, external, events, health, docs,
-    page,
+    starts, instances, logs, overrides, plan, environments, workflows, tasks, faceswap, outputs, external, events,
+    health, docs, page,
 )  # fmt: skip
 
 

@@ -30,15 +30,20 @@ def _upper(value: Any) -> Any:
 AnyCase = Annotated[TaskState, BeforeValidator(_upper)]
 
 
-class CreateTask(LenientAsk):
-    """`{params: {input_data: {wf_json}}}`, or `{wf_json}`, or neither to use the stored workflow."""
+class TaskOptions(LenientAsk):
+    """What may be said of any task, whatever it is to do."""
 
-    params: dict[str, Any] = Field(default_factory=dict)
-    wf_json: dict[str, Any] | None = None
     priority: str | JsonInt | None = Field(default=None, description="vip, normal, guest or an integer")
     user_id: str | None = Field(default=None, max_length=256)
     callback_url: str | None = Field(default=None, max_length=2048, pattern=r"^https?://[^\s]+$")
     max_attempts: Annotated[JsonInt, Field(ge=1, le=100)] = 3
+
+
+class CreateTask(TaskOptions):
+    """`{params: {input_data: {wf_json}}}`, or `{wf_json}`, or neither to use the stored workflow."""
+
+    params: dict[str, Any] = Field(default_factory=dict)
+    wf_json: dict[str, Any] | None = None
 
 
 class CreateNamedTask(CreateTask):
@@ -98,7 +103,7 @@ class HeartbeatAnswer(Answer):
 )  # fmt: skip
 async def create_task(call: Call[CreateTask | None, None]) -> TaskAnswer:
     """Queue a task for a workflow. The header Idempotency-Key makes repeating it safe."""
-    return await _create(call, call.path("workflow_name"), call.body or CreateTask())
+    return await create(call, call.path("workflow_name"), call.body or CreateTask())
 
 
 @op(
@@ -107,10 +112,11 @@ async def create_task(call: Call[CreateTask | None, None]) -> TaskAnswer:
 )  # fmt: skip
 async def create_named_task(call: Call[CreateNamedTask, None]) -> TaskAnswer:
     """Queue a task; the body names the workflow."""
-    return await _create(call, call.body.workflow_name, call.body)
+    return await create(call, call.body.workflow_name, call.body)
 
 
-async def _create(call: Call[Any, None], workflow: str, body: CreateTask) -> TaskAnswer:
+async def create(call: Call[Any, None], workflow: str, body: CreateTask) -> TaskAnswer:
+    """Check what was asked for and queue it. Raises unknown_workflow, missing_workflow_graph, validation_failed."""
     context = call.context
     key = _idempotency_key(call)
     priority = parse_priority(body.priority)

@@ -27,6 +27,7 @@ BASES: tuple[dict[str, Any], ...] = (
     {"environment": "comm", "instances": [SPARE]},
     {"params": {"input_data": {"wf_json": GRAPH}}, "priority": "vip", "workflow_name": "paint"},
     {"want": "up", "fields": {"port": 3005, "probe": {"type": "tcp"}}, "expires_at": None},
+    {"source_url": "http://a/x", "target_url": "http://a/y", "resolution": "8x8", "media_type": "image"},
     {"taskId": "task_1", "status": "COMPLETED", "started_at": 1, "output_data": {}},
 )
 QUERY = ("wait", "tail", "follow", "limit", "cursor", "status", "after", "workflow_names", "environment", "nope")

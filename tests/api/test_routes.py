@@ -44,6 +44,7 @@ POST /api/comm/task/update
 GET /tasks
 POST /tasks/create/{workflow_name}
 POST /tasks/create
+POST /api/faceswap/create
 GET /tasks/{task_id}
 POST /tasks/{task_id}/cancel
 POST /tasks/{task_id}/retry

@@ -67,6 +67,42 @@ def test_it_is_stopped_and_started_like_any_instance(service: Daemon, curl: Curl
     assert b"fastapi_handler.py" in argv
 
 
+CREATE = """curl -X POST http://localhost:8001/api/faceswap/create -H "Content-Type: application/json" -d '{"source_url": "https://files.example/source.jpg", "target_url": "https://files.example/target.jpg", "resolution": "1024x1024", "media_type": "image"}'"""  # noqa: E501
+
+
+def test_a_face_swap_is_a_task(daemon: Daemon, curl: Curl) -> None:
+    reply = curl(CREATE)
+    assert reply.status == 200
+    body = reply.json
+    assert set(body) == {"success", "taskId", "status", "message", "task"}
+    assert (body["success"], body["status"]) == (True, "PENDING")
+    task = body["task"]
+    assert (task["taskId"], task["workflow_name"], task["environment"]) == (body["taskId"], "face_swap", "facefusion")
+    assert task["params"] == {
+        "source_url": "https://files.example/source.jpg", "target_url": "https://files.example/target.jpg",
+        "resolution": "1024x1024", "media_type": "image", "model": "inswapper_128_fp16",
+    }  # fmt: skip
+    assert curl.get(f"/tasks/{body['taskId']}") == task
+    assert curl.post(f"/tasks/{body['taskId']}/cancel").status == 200
+
+
+def test_what_a_face_swap_needs_and_takes(daemon: Daemon, curl: Curl) -> None:
+    urls = {"source_url": "http://a/x", "target_url": "http://a/y"}
+    bad = (
+        {"source_url": None}, {"source_url": "file:///etc/passwd"}, {"target_url": "https://"}, {"resolution": "big"},
+        {"resolution": "0x1024"}, {"media_type": "sound"}, {"model": "../x"}, {"user_id": 1},
+    )  # fmt: skip
+    for change in bad:
+        reply = curl.post("/api/faceswap/create", {**urls, **change})
+        assert (reply.status, reply.json["error"]["code"]) == (422, "validation_failed"), change
+    more = {"media_type": "video", "resolution": "512x768", "priority": "vip", "user_id": "anna", "unknown": 1}
+    reply = curl.post("/faceswap/create", {**urls, **more})
+    assert (reply.status, reply.json["task"]["priority"], reply.json["task"]["user_id"]) == (200, "vip", "anna")
+    kept = reply.json["task"]["params"]
+    assert kept == {**urls, "media_type": "video", "resolution": "512x768", "model": "inswapper_128_fp16"}
+    assert curl.post(f"/tasks/{reply.json['taskId']}/cancel").status == 200
+
+
 def test_a_face_swap_task_needs_no_graph(service: Daemon, curl: Curl) -> None:
     body = {"params": {"source_url": "https://files.example/a.jpg", "target_url": "https://files.example/b.jpg"}}
     reply = curl.post("/tasks/create/face_swap", body)
