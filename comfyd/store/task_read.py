@@ -1,16 +1,20 @@
 """Questions to the task table that change nothing, and clear(). Counts come from the tally, never from a scan."""
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Final
 
 from comfyd.errors import ComfydError
 from comfyd.model.task import TERMINAL, Task, TaskFilter, TaskPage, TaskState, TaskStats
 from comfyd.store.ledger import Transaction
-from comfyd.store.task_rows import SHOWN, named, not_found, task_of
+from comfyd.store.task_rows import SHOWN, TaskRow, named, not_found, task_of
 
 _LEASED = "FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono IS NOT NULL"
 FEW = 10_000
 """So many queued tasks are sorted in milliseconds; of more, enough are among the newest of all tasks."""
+PAGE_BYTES: Final = 8 * 1024 * 1024
+"""A page that holds so much of workflows and results ends, whatever number of tasks was asked for."""
 _CLEARED = "state NOT IN ('FETCHED', 'PROCESSING')"
 
 
@@ -26,7 +30,7 @@ def by_seq(db: sqlite3.Connection, seq: int) -> Task:
 
 
 def page(db: sqlite3.Connection, wanted: TaskFilter) -> TaskPage:
-    """Newest first. The cursor is the number of the last task shown."""
+    """Newest first, at least one if there is one. The cursor is the number of the last task shown."""
     queued = _count(db, "state = 'PENDING'", ())
     source, terms, values = _source(wanted, queued)
     if wanted.workflow_name is not None:
@@ -36,17 +40,33 @@ def page(db: sqlite3.Connection, wanted: TaskFilter) -> TaskPage:
         terms.append("seq < ?")
         values.append(_seq(wanted.cursor))
     where = f"WHERE {' AND '.join(terms)}" if terms else ""
-    rows = db.execute(
+    text = (
         f"SELECT {SHOWN} FROM task WHERE seq IN (SELECT seq FROM task {source} {where} ORDER BY seq DESC LIMIT ?) "
-        "ORDER BY seq DESC",
-        (*values, wanted.limit + 1),
-    ).fetchall()
-    shown = rows[: wanted.limit]
+        "ORDER BY seq DESC"
+    )
+    with closing(db.execute(text, (*values, wanted.limit + 1))) as rows:  # read one by one: each may have megabytes
+        shown, more = _fitting(map(named, rows), wanted.limit)
     return TaskPage(
-        tasks=tuple(task_of(named(row)) for row in shown),
-        next_cursor=str(shown[-1]["seq"]) if len(rows) > wanted.limit else None,
+        tasks=tuple(task_of(row) for row in shown),
+        next_cursor=str(shown[-1]["seq"]) if more else None,
         queue_length=queued,
     )
+
+
+def _fitting(rows: Iterable[TaskRow], limit: int) -> tuple[list[TaskRow], bool]:
+    """The first rows that make a page, and whether others follow."""
+    shown: list[TaskRow] = []
+    size = 0
+    for row in rows:
+        size += _bytes(row["params"]) + _bytes(row["output"])
+        if len(shown) == limit or (shown and size > PAGE_BYTES):
+            return shown, True
+        shown.append(row)
+    return shown, False
+
+
+def _bytes(text: Any) -> int:
+    return 0 if text is None else len(text if text.isascii() else text.encode())
 
 
 def _source(wanted: TaskFilter, queued: int) -> tuple[str, list[str], list[str | int]]:

@@ -81,6 +81,23 @@ async def test_pages_are_newest_first_and_complete(engine: SqliteEngine) -> None
             assert caught.value.code == "bad_request"
 
 
+async def test_a_page_of_large_tasks_ends_early_and_nothing_is_skipped(
+    engine: SqliteEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyd.store.task_read.PAGE_BYTES", 10_000)
+    sizes = [100, 4000, 4000, 4000, 50_000, 100, 100, 9000, 20_000, 100]
+    async with engine.open() as stores:
+        ids = [(await stores.tasks.enqueue(new(params={"a": "é" * (n // 2)}), engine.now()))[0].task_id for n in sizes]
+        pages: list[list[str]] = []
+        cursor = None
+        while cursor is not None or not pages:
+            page = await stores.tasks.list(TaskFilter(limit=4, cursor=cursor))
+            pages.append([task.task_id for task in page.tasks])
+            cursor = page.next_cursor
+        assert [task for page in pages for task in page] == ids[::-1]
+        assert [len(page) for page in pages] == [1, 1, 3, 1, 2, 2]
+
+
 @pytest.mark.parametrize("few", [0, 10_000])
 async def test_every_state_is_listed_newest_first(
     engine: SqliteEngine, monkeypatch: pytest.MonkeyPatch, few: int
