@@ -1,8 +1,10 @@
 """The workflow queue: `task submit|list|show|cancel|retry`."""
 
 import json
+import re
 import sys
 import time
+from argparse import ArgumentTypeError
 from typing import Any
 
 from comfyd.cli.text import age, clean, print_json, print_table, say
@@ -15,13 +17,22 @@ FIRST_POLL_S, LAST_POLL_S = 0.05, 1.0
 TASK = argument("task_id", metavar="TASK")
 
 
+def priority_of(text: str) -> str | int:
+    """An argparse type: what the daemon takes as a priority."""
+    if text.lower() in ("vip", "normal", "guest"):
+        return text.lower()
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
+        raise ArgumentTypeError(f"{text!r} is not vip, normal, guest or an integer (higher runs earlier)")
+    return int(text)
+
+
 @verb(
     "task submit",
     argument("workflow", metavar="WORKFLOW", help="a name that an environment lists"),
     argument("--file", "-f", metavar="WF.JSON", help="graph in API format, - = stdin; else the stored one is used"),
     argument("--wait", "-w", action="store_true", help="wait for the end"),
     argument("--output", "-o", metavar="DIR", help="save its files there (waits)"),
-    argument("--priority", metavar="vip|normal|guest|N"),
+    argument("--priority", type=priority_of, metavar="vip|normal|guest|N"),
     argument("--timeout", type=SECONDS, metavar="S", help="longest wait"),
 )
 def submit(
@@ -30,12 +41,12 @@ def submit(
     file: str | None,
     wait: bool,
     output: str | None,
-    priority: str | None,
+    priority: str | int | None,
     timeout: float | None,
 ) -> int:
     """Queue a task and print its id. With --wait: exit code 1 if it failed, 4 if the time ran out (it goes on)."""
     graph, fields = _read_body(file)
-    asked: dict[str, Any] = {"priority": _priority(priority), **fields}
+    asked: dict[str, Any] = {"priority": priority, **fields}
     made = session.client.create_task(workflow, graph, **asked)
     task_id = made["taskId"]
     if not (wait or output):
@@ -51,10 +62,6 @@ def submit(
     if task["status"] not in TERMINAL:
         return TIMED_OUT
     return 0 if task["status"] == "COMPLETED" else FAILED
-
-
-def _priority(given: str | None) -> str | int | None:
-    return int(given) if given is not None and given.lstrip("-").isdecimal() else given
 
 
 def _read_body(file: str | None) -> tuple[dict[str, Any] | None, dict[str, Any]]:

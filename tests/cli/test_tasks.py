@@ -35,13 +35,22 @@ def test_what_is_submitted(tmp_path: Path, content: Any, sent: Any) -> None:
     assert seen.asked("POST", CREATE) == [sent]
 
 
-@pytest.mark.parametrize(("given", "sent"), [("vip", "vip"), ("-5", -5)])
+@pytest.mark.parametrize(("given", "sent"), [("vip", "vip"), ("Guest", "guest"), ("-5", -5)])
 def test_from_stdin_with_a_priority(given: str, sent: str | int) -> None:
     with serving(World()) as seen:
         options = ["--file", "-", f"--priority={given}", "--json"]
         ran = comfyd("task", "submit", "portrait", *options, "--url", seen.url, stdin=json.dumps(GRAPH).encode())
     assert ran.json["task"]["taskId"] == "task_0"
     assert seen.asked("POST", CREATE)[0]["priority"] == sent
+
+
+@pytest.mark.parametrize("given", ["foo", "", "1.5", "9" * 10])
+def test_a_priority_that_is_none_is_wrong_usage(given: str) -> None:
+    with serving(World()) as seen:
+        ran = comfyd("task", "submit", "portrait", f"--priority={given}", "--url", seen.url)
+    assert (ran.code, ran.out) == (2, "")
+    assert "vip, normal, guest or an integer" in ran.err
+    assert seen.requests == []
 
 
 @pytest.mark.parametrize(
