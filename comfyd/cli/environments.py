@@ -116,6 +116,8 @@ def _tell(name: str, outcome: str, after: Install) -> None:
             say(clean(f"{name}: {why([condition])}"))
     elif outcome == "failed":
         conditions = after.get("conditions") or []
+        for line in after.get("last_lines") or []:
+            say(clean(f"  {line}"))
         say(clean(f"{name}: failed: {why(conditions)}"))
         log = f"read {after.get('log')}" if after.get("log") else "see `comfyd env list`"
         say(clean(next((c["hint"] for c in conditions[:1] if c.get("hint")), log)))

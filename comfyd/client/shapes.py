@@ -40,6 +40,7 @@ class Install(TypedDict, total=False):
     steps: list[dict[str, Any]]
     conditions: list[Condition]
     log: str
+    last_lines: list[str]
 
 
 class Environment(TypedDict, total=False):

@@ -215,6 +215,7 @@ def environment_view(wish: DesiredEnvironment, seen: ObservedEnvironment | None,
     install = InstallView(
         environment=wish.name, state=seen.state, generation=seen.generation, step=running, progress=seen.progress,
         steps=steps, failures=seen.failures, conditions=conditions, log=seen.log,
+        last_lines=seen.last_lines[-SHOWN_LINES:],
     )  # fmt: skip
     spec = wish.spec
     return EnvironmentView(

@@ -120,7 +120,7 @@ def _begin(site: Site, spec: EnvironmentSpec, fingerprint: str, report: Report) 
         log=str(site.paths.install_log(spec.name)), progress=0.0,
     )  # fmt: skip
     if before is not None:
-        kept = ("failures", "failed_fingerprint", "failed_mono", "models_failed", "condition")
+        kept = ("failures", "failed_fingerprint", "failed_mono", "models_failed", "condition", "last_lines")
         record = record.model_copy(update={name: getattr(before, name) for name in kept})
     for folder in (site.paths.workspace, site.paths.log_dir):
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,6 +221,7 @@ async def _failed(build: Build, error: InstallFailed) -> None:
         state="conflict" if error.state == "conflict" else "failed", finished_at=wall(), process=None,
         failures=build.record.failures + 1 if same else 1, failed_fingerprint=build.fingerprint, failed_mono=mono(),
         condition=Condition("install_failed", error.reason, error.message, error.hint, wall()), progress=None,
+        last_lines=error.last_lines,
     )  # fmt: skip
 
 

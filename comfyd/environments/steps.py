@@ -90,10 +90,10 @@ async def _script(build: Build, script: Path, cwd: Path, env: dict[str, str]) ->
     if ended.ok:
         return
     lines = await anyio.to_thread.run_sync(tail_lines, build.log, LAST_LINES, since)
-    await build.save(last_lines=lines)
     said = f": {lines[-1]}" if lines else ""
     reason = {"stalled": "script_stalled", "timed_out": "script_timed_out"}.get(ended.why, "script_failed")
-    raise InstallFailed(f"{script.name} {ended.text()}{said}", reason=reason, hint=f"read {build.log}")
+    message = f"{script.name} {ended.text()}{said}"
+    raise InstallFailed(message, reason=reason, hint=f"read {build.log}", last_lines=lines)
 
 
 async def link_models(build: Build) -> None:

@@ -196,4 +196,5 @@ def _from_record(env: str, record: InstallRecord | None) -> ObservedEnvironment:
         steps=record.steps,
         progress=record.progress,
         log=record.log,
+        last_lines=record.last_lines,
     )

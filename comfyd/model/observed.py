@@ -108,7 +108,8 @@ class ObservedEnvironment(Frozen):
     being built or has failed. fingerprint: of the installed generation; failed_fingerprint: of the last failed try.
     failures: consecutive failed tries; failed_mono: when the last one ended. tree: real path of the generation.
     foreign: a directory that comfyd did not make stands in its place and waits to be adopted.
-    flags: options its own --help lists. steps, progress (0..1 or None), log: of the latest install.
+    flags: options its own --help lists. steps, progress (0..1 or None), log: of the latest install. last_lines: the
+    end of what the script printed that failed last.
     """
 
     name: str
@@ -129,6 +130,7 @@ class ObservedEnvironment(Frozen):
     steps: tuple[InstallStep, ...] = ()
     progress: float | None = None
     log: str = ""
+    last_lines: tuple[str, ...] = ()
     nodes: dict[str, str] = Field(default_factory=dict)
 
 

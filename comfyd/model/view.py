@@ -82,7 +82,10 @@ class InstallStepView(Frozen):
 
 
 class InstallView(Frozen):
-    """The latest install of an environment. progress: 0..1 or None if unknown. log: path of its log file."""
+    """The latest install of an environment. progress: 0..1 or None if unknown. log: path of its log file.
+
+    last_lines: what the script that failed printed last; gone once an install has succeeded.
+    """
 
     environment: str
     state: str
@@ -93,6 +96,7 @@ class InstallView(Frozen):
     failures: int = 0
     conditions: tuple[ConditionView, ...] = ()
     log: str = ""
+    last_lines: tuple[str, ...] = ()
 
 
 class EnvironmentView(Frozen):

@@ -51,6 +51,11 @@ def test_the_command_line_tells_a_failed_rebuild_from_a_good_one(daemon: Daemon)
     ran = comfyd(daemon.root, "env", "install", "comm", "--json")
     assert (ran.returncode, json.loads(ran.stdout)["outcome"]) == (1, "failed")
     assert install_of(daemon)["generation"] == 2
+    shown = daemon.get("/environments/comm")
+    assert shown["install"]["last_lines"][-1] == "no wheel"
+    assert shown["conditions"][0]["message"] == "install.sh ended with exit code 7: no wheel"
+    (listed,) = daemon.get("/api/comfyui/status")["environments"]
+    assert listed["install"]["last_lines"] == shown["install"]["last_lines"]
     assert daemon.pids() == before
 
 

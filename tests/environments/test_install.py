@@ -171,6 +171,7 @@ async def test_a_failing_script_leaves_a_reason_and_no_environment(house: House)
     seen = observe(house.paths, "comm", skip_models=False)
     assert (seen.state, seen.installed, seen.failures, seen.failed_fingerprint) == ("failed", False, 2, "f1")
     assert seen.failed_mono == second.failed_mono
+    assert seen.last_lines == first.last_lines
 
     assert (await house.install(fingerprint="f2")).failures == 1
     house.write_script(script())
