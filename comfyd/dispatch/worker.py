@@ -41,10 +41,10 @@ log = get_logger(__name__)
 
 
 class Dispatcher:
-    """`async with Dispatcher(...)`: from entering on it works; leaving drains, then releases or keeps the leases.
+    """`async with Dispatcher(...)`: from entering on it works; leaving drains, then releases the leases.
 
-    keep_leases: set when the instances are left running, so that the next daemon re-attaches. hurry: set to end the
-    drain early.
+    keep_leases: set when the instances are left running: nothing is waited for or released, since prompts go on and
+    the next daemon re-attaches. hurry: set to end the drain early.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Dispatcher:
         self._stopping = True
         failpoint("drain_started")
         try:
-            if kind is None:
+            if kind is None and not self.keep_leases:
                 with anyio.move_on_after(self._settings.shutdown_drain_s):
                     await self._drained_or_hurried()
         finally:

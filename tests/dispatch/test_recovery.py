@@ -46,7 +46,7 @@ async def test_a_prompt_that_ended_meanwhile_is_harvested(tmp_path: Path, fakes:
 
 
 async def test_a_prompt_that_still_runs_is_followed_to_its_end(tmp_path: Path, fakes: Fakes) -> None:
-    async with rig(tmp_path, keep_instances=True) as bench:
+    async with rig(tmp_path, keep_instances=True, shutdown_drain_s=60) as bench:
         one = bench.add(fakes())
         bench.publish()
         async with bench.dispatcher():
