@@ -11,7 +11,9 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,6 +30,7 @@ from comfyd.environments.runner import Installer
 from comfyd.environments.scan import read_config_files, watched_dirs
 from comfyd.errors import LockHeldError, SettingsError
 from comfyd.host import clock
+from comfyd.host.children import Collector, become_subreaper
 from comfyd.host.files import exclusive_lock
 from comfyd.live import Live
 from comfyd.logs import configure, get_logger
@@ -36,6 +39,7 @@ from comfyd.model.base import Now
 from comfyd.model.paths import Paths
 from comfyd.model.sources import MachineFacts
 from comfyd.settings import Settings
+from comfyd.signals import HANDLED, hold_signals, let_signals_through
 from comfyd.stacks import task_stacks
 from comfyd.store.open import open_stores
 from comfyd.store.protocol import NodeStore
@@ -44,7 +48,6 @@ from comfyd.wiring import paths_from, variables_from
 log = get_logger("comfyd")
 
 EXIT_OK, EXIT_FAILED = 0, 1
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 TCMALLOC = (
     "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
     "/usr/lib/x86_64-linux-gnu/libtcmalloc.so.4",
@@ -54,10 +57,6 @@ TCMALLOC = (
 
 def now() -> Now:
     return Now(clock.mono(), clock.wall())
-
-
-def _noted(number: int, frame: FrameType | None) -> None:
-    """The interpreter has written the number to the wakeup socket before it calls this."""
 
 
 @dataclass(slots=True)
@@ -72,21 +71,24 @@ class Signals:
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     upgrade: bool = False
     end_after: bool = False
+    orphans: Collector = field(default_factory=Collector)
+    _told: deque[int] = field(default_factory=deque)
     _ears: tuple[socket.socket, socket.socket] = field(init=False)
 
     def install(self) -> None:
         """Before the first spawn: a child inherits ignored and blocked signals, not handled ones.
 
         Not by loop.add_signal_handler: closing the loop would take the handlers away while the process still lives.
+        The socket only wakes the loop: many deaths at once may fill it, and must not cost the number of another signal.
         """
         self._ears = socket.socketpair()
         for ear in self._ears:
             ear.setblocking(False)
         asyncio.get_running_loop().add_reader(self._ears[0], self._hear)
         signal.set_wakeup_fd(self._ears[1].fileno(), warn_on_full_buffer=False)
-        for number in HANDLED:
-            signal.signal(number, _noted)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        for number in (*HANDLED, signal.SIGCHLD):
+            signal.signal(number, self._note)
+        let_signals_through()
 
     def hand_on(self) -> None:
         """After the loop: without a next image nothing matters any more; else it gets what was not heeded."""
@@ -94,19 +96,28 @@ class Signals:
             for number in HANDLED:
                 signal.signal(number, signal.SIG_IGN)
             return
-        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        hold_signals()
+        self._told = deque(number for number in self._told if number != signal.SIGCHLD)
         self._hear()
         if self.end_after:
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._told.append(number)
+
     def _hear(self) -> None:
         acts = {signal.SIGHUP: self._reload, signal.SIGUSR1: self._dump, signal.SIGUSR2: self._upgrade}
         with contextlib.suppress(BlockingIOError):
-            for number in self._ears[0].recv(4096):
-                if number in (signal.SIGTERM, signal.SIGINT):
-                    self._end(number)
-                elif number in acts:
-                    acts[signal.Signals(number)]()
+            self._ears[0].recv(65536)
+        while self._told:
+            number = self._told.popleft()
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._end(number)
+            elif number in acts:
+                acts[signal.Signals(number)]()
+            else:
+                self.orphans.told()
 
     def _end(self, number: int) -> None:
         self.end_after = self.upgrade
@@ -142,8 +153,11 @@ async def run(settings: Settings) -> Signals:
     live = Live()
     signals = Signals(live)
     signals.install()
+    become_subreaper()
+    signals.orphans.told()  # before an upgrade in place some may have died unheard
+    _start_threads()
     _make_folders(paths)
-    with exclusive_lock(paths.state_dir / "daemon.lock", f"the state folder {paths.state_dir}"):
+    with exclusive_lock(paths.lock, f"the state folder {paths.state_dir}"):
         log.info("comfyd starts", version=__version__, root=str(paths.root), pid=os.getpid())
         await _serve(settings, paths, live, signals)
     log.info("comfyd ends", upgrade=signals.upgrade)
@@ -177,6 +191,18 @@ async def _tell_damage(node: NodeStore, moved_to: Path) -> None:
         "store_corrupt", moved_to=str(moved_to), reason="the database was damaged; tasks in it are not in the queue"
     )
     await node.append_event("store", "database", {"to": "recovered", "moved_to": str(moved_to)}, clock.wall())
+
+
+def _start_threads() -> None:
+    """All threads for blocking calls at once: where the system has no room for another one, supervision goes on."""
+    count = min(32, (os.cpu_count() or 1) + 4)
+    threads, all_run = ThreadPoolExecutor(count, "blocking"), threading.Event()
+    try:
+        for _ in range(count):
+            threads.submit(all_run.wait)
+    finally:
+        all_run.set()
+    asyncio.get_running_loop().set_default_executor(threads)
 
 
 def _make_folders(paths: Paths) -> None:

@@ -30,6 +30,11 @@ def settings_of(session: Session, **given: Any) -> "Settings":
 def run(session: Session, port: int | None) -> int:
     """Run the daemon in the foreground. --json writes log records as JSON."""
     settings = settings_of(session, port=port, log_format="json" if session.as_json else None)
+    from comfyd.host.files import refuse_if_locked
+    from comfyd.wiring import paths_from
+
+    paths = paths_from(settings)
+    refuse_if_locked(paths.lock, f"the state folder {paths.state_dir}")  # importing the daemon takes longer
     from comfyd import daemon
 
     _leave_at_once(daemon.main(settings))

@@ -7,6 +7,7 @@ from argparse import REMAINDER, Namespace
 from collections.abc import Mapping, Sequence
 
 from comfyd.cli.verb import USAGE, Entry, Parser, Session, entries, run, version_text
+from comfyd.signals import hold_signals
 
 VERBS: Mapping[str, tuple[str, str]] = {
     "run": ("local", "run the daemon in the foreground"),
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _main(argv: list[str]) -> int:
     top, given = _step("comfyd", {name: about for name, (_, about) in VERBS.items()}, argv, Namespace(), ABOUT)
+    if top == "run":
+        hold_signals()  # what comes while the daemon is still being imported is heeded once it can be
     importlib.import_module(f"comfyd.cli.{VERBS[top][0]}")
     found = entries(top)
     if top in found:

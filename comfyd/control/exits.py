@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from comfyd.host import proc
+from comfyd.host.children import strays
 from comfyd.host.proc import Process
-from comfyd.host.procfs import Member, scan_members
+from comfyd.host.procfs import Member, Stat, scan_members
 
-WEAK_POLL_S = 1.0
+WEAK_POLL_FIRST_S, WEAK_POLL_S = 0.02, 1.0
 
 
 async def wait_exit(process: Process) -> None:
@@ -31,11 +32,11 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 async def _poll_exit(process: Process) -> None:
-    """Without a pidfd nothing tells of the end: look once a second."""
-    alive = True
-    while alive:
-        alive = await asyncio.to_thread(proc.still, process.identity)
-        await asyncio.sleep(WEAK_POLL_S if alive else 0)
+    """Without a pidfd nothing tells of the end: look often at first, as after a signal, then once a second."""
+    pause_s = WEAK_POLL_FIRST_S
+    while not proc.has_ended(process.identity):
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, WEAK_POLL_S)
 
 
 class MemberScan:
@@ -46,6 +47,8 @@ class MemberScan:
         self._leaders = leaders
         self._waiting: list[tuple[str, int | None, asyncio.Future[list[Member]]]] = []
         self._task: asyncio.Task[None] | None = None
+        self.strays: list[Stat] = []
+        """Orphans without a uuid, as of the latest pass."""
 
     async def members(self, uuid: str, session: int | None) -> list[Member]:
         """Live processes that carry `uuid` or are in `session` (None: by uuid only)."""
@@ -63,7 +66,7 @@ class MemberScan:
             sessions = [s for _, s, _ in batch if s is not None]
             apart = [pid for uuid, pid in self._leaders().items() if uuid not in uuids]
             try:
-                found = await asyncio.to_thread(scan_members, uuids, sessions, apart)
+                found, self.strays = await asyncio.to_thread(_scan, uuids, sessions, apart)
             except OSError as error:
                 _fail(batch, error)
                 continue
@@ -71,6 +74,10 @@ class MemberScan:
                 if not answer.done():
                     answer.set_result([m for m in found if m.uuid == uuid or m.stat.session == session])
         self._task = None
+
+
+def _scan(uuids: list[str], sessions: list[int], apart: list[int]) -> tuple[list[Member], list[Stat]]:
+    return scan_members(uuids, sessions, apart), strays()
 
 
 def _fail(batch: list[tuple[str, int | None, asyncio.Future[list[Member]]]], error: OSError) -> None:

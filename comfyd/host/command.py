@@ -19,6 +19,7 @@ from uuid import uuid4
 import anyio
 import anyio.to_thread
 
+from comfyd.host import children
 from comfyd.host.clock import mono, wall
 from comfyd.host.proc import signal_member
 from comfyd.host.procfs import UUID_VARIABLE, read_stat, scan_members
@@ -120,6 +121,7 @@ async def _run(command: Command, output: int, started: Started | None) -> Ended:
             # The leader stays a zombie until its session is empty: so its pid cannot name a stranger's session.
             await end_processes(command.uuid, child.pid, command.grace_s)
             await anyio.to_thread.run_sync(child.wait)
+            children.forget(child.pid)
     return Ended(child.returncode, why)
 
 
@@ -127,10 +129,13 @@ def _spawn(command: Command, output: int) -> "subprocess.Popen[bytes]":
     env = {**command.env, UUID_VARIABLE: command.uuid}
     for left in range(_BUSY_TRIES, -1, -1):
         try:
-            return subprocess.Popen(
-                command.argv, cwd=command.cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True, umask=UMASK,
-            )  # fmt: skip
+            with children.birth() as awaited:
+                child = subprocess.Popen(
+                    command.argv, cwd=command.cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    start_new_session=True, umask=UMASK,
+                )  # fmt: skip
+                awaited.add(child.pid)
+                return child
         except OSError as error:
             # Another thread's fork may still hold the descriptor through which the script was written.
             if error.errno != errno.ETXTBSY or not left:

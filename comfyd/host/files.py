@@ -105,13 +105,29 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
-            raise LockHeldError(f"{what} is held by {holder} (lock file {path})") from None
+        _lock(fd, fcntl.LOCK_EX, path, what)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"pid {os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def refuse_if_locked(path: Path, what: str) -> None:
+    """Raise LockHeldError if somebody holds `exclusive_lock` on it now. Takes nothing, makes nothing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        _lock(fd, fcntl.LOCK_SH, path, what)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, kind: int, path: Path, what: str) -> None:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+        raise LockHeldError(f"{what} is held by {holder} (lock file {path})") from None

@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from comfyd.host.procfs import Member, read_stat, uuid_of
+from comfyd.host import children
+from comfyd.host.procfs import Member, Stat, read_stat, uuid_of
 
 NOT_RELEASED_EXIT = 125
+_REFUSED = (errno.ENOSYS, errno.EPERM)
+"""What a kernel without pidfds, or a sandbox that forbids them, answers."""
 _BARRIER = 'read -r go && [ "$go" = go ] || exit 125; exec "$@" </dev/null'
 """The one shell in the house. Constant: values reach it only as argv. EOF on the pipe (the daemon died) ends it."""
 
@@ -72,12 +75,7 @@ class Process:
     def send(self, number: int) -> bool:
         """Signal the leader; False if it is gone."""
         try:
-            if self.pidfd is not None:
-                signal.pidfd_send_signal(self.pidfd, number)
-            elif still(self.identity):
-                os.kill(self.identity.pid, number)
-            else:
-                return False
+            _send(self.pidfd, number, self.identity)
         except ProcessLookupError:
             return False
         return True
@@ -88,6 +86,8 @@ class Process:
             result = os.waitid(os.P_PID, self.identity.pid, os.WEXITED)
         except ChildProcessError:
             return Status()
+        finally:
+            children.forget(self.identity.pid)
         if result is None:
             return Status()
         if result.si_code == os.CLD_EXITED:
@@ -142,10 +142,12 @@ def spawn(request: SpawnRequest, boot_id: str, pidns: int) -> Process:
     log = -1
     try:
         log = os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        child = subprocess.Popen(
-            ["/bin/sh", "-c", _BARRIER, "comfyd-spawn", *request.argv],
-            stdin=reader, stdout=log, stderr=log, cwd=request.cwd, env=dict(request.env), start_new_session=True,
-        )  # fmt: skip
+        with children.birth() as awaited:
+            child = subprocess.Popen(
+                ["/bin/sh", "-c", _BARRIER, "comfyd-spawn", *request.argv],
+                stdin=reader, stdout=log, stderr=log, cwd=request.cwd, env=dict(request.env), start_new_session=True,
+            )  # fmt: skip
+            awaited.add(child.pid)
     except (OSError, ValueError) as error:
         os.close(writer)
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
@@ -189,7 +191,11 @@ def adopt(identity: Identity, boot_id: str, pidns: int) -> Process | None:
         return None
     except OSError:
         pidfd = -1
-    if not still(identity):
+    with children.birth() as awaited:
+        ours = still(identity)
+        if ours:
+            awaited.add(identity.pid)
+    if not ours:
         if pidfd >= 0:
             os.close(pidfd)
         _bury(identity)
@@ -212,6 +218,26 @@ def still(identity: Identity) -> bool:
     return uuid_of(identity.pid) == identity.uuid
 
 
+def has_ended(named: Identity | Stat) -> bool:
+    """Whether nothing runs under its pid and start time any more. Unlike `still` it never errs during an exec."""
+    stat = read_stat(named.pid)
+    return stat is None or stat.starttime != named.starttime or stat.state in "ZX"
+
+
+def _send(pidfd: int | None, number: int, named: Identity | Stat) -> None:
+    """Through the pidfd; where that is refused by pid, checked right before. Raises ProcessLookupError if gone."""
+    try:
+        if pidfd is not None:
+            signal.pidfd_send_signal(pidfd, number)
+            return
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+    if has_ended(named):
+        raise ProcessLookupError(errno.ESRCH, "ended", str(named.pid))
+    os.kill(named.pid, number)
+
+
 def signal_member(member: Member, number: int) -> None:
     """Signal one scanned process if it still is the same one."""
     fd = _pidfd(member.stat.pid)
@@ -220,10 +246,7 @@ def signal_member(member: Member, number: int) -> None:
         if stat is None or stat.starttime != member.stat.starttime:
             return
         with contextlib.suppress(ProcessLookupError):
-            if fd is not None:
-                signal.pidfd_send_signal(fd, number)
-            else:
-                os.kill(member.stat.pid, number)
+            _send(fd, number, member.stat)
     finally:
         if fd is not None:
             os.close(fd)

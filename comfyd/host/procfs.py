@@ -1,5 +1,6 @@
 """What procfs says of processes: their stat, our tags in their environment, who is left of a run. Reads only."""
 
+import functools
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,35 @@ def owner_of(pid: int) -> str | None:
 
 def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def children_of(pid: int) -> list[int]:
+    """Its children of all threads, dead ones that nobody has reaped included. Empty if it is gone."""
+    if not _lists_children():
+        return [child for child in all_pids() if (stat := read_stat(child)) is not None and stat.ppid == pid]
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    return [int(word) for thread in threads for word in _read(f"/proc/{pid}/task/{thread}/children").split()]
+
+
+@functools.cache
+def _lists_children() -> bool:
+    """Whether the kernel was built with CONFIG_PROC_CHILDREN."""
+    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+
+
+def descendants_of(pid: int) -> list[Stat]:
+    """All that descends from it by the chain of living parents, whatever its session and environment. Not itself."""
+    found: list[Stat] = []
+    known, front = {pid}, [pid]
+    while front:
+        below = [child for parent in front for child in children_of(parent) if child not in known]
+        known.update(below)
+        front = below
+        found += [stat for child in below if (stat := read_stat(child)) is not None and stat.state not in "ZX"]
+    return found
 
 
 def scan_members(uuids: Sequence[str], sessions: Sequence[int], apart: Collection[int] = ()) -> list[Member]:

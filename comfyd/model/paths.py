@@ -79,6 +79,11 @@ class Paths:
         return self.state_dir / "comfyd.db"
 
     @property
+    def lock(self) -> Path:
+        """Held by the daemon of this state folder."""
+        return self.state_dir / "daemon.lock"
+
+    @property
     def journal(self) -> Path:
         """The append-only record of process identities."""
         return self.state_dir / "run.journal"

@@ -1,0 +1,116 @@
+"""The children of this process: who of them is waited for, and the orphans that the kernel hands to us.
+
+As PID 1, or as subreaper of what we start, every descendant that loses its parent becomes our child. Owns: the register
+of children that somebody waits for, and collecting the dead among the others. Must not: signal; wait for any child at
+large (that would take exit codes away from those who wait for them).
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from comfyd.host.procfs import Stat, children_of, read_stat, uuid_of
+
+COLLECT_AFTER_S = 0.5
+"""From a death until we look for orphans: until then those who wait for their own child are done."""
+_PR_SET_CHILD_SUBREAPER = 36
+
+_register = threading.Lock()
+_awaited: set[int] = set()
+_all_ours = False
+"""Whether every orphan that is handed to us descends from what we started."""
+
+
+@contextlib.contextmanager
+def birth() -> Iterator[set[int]]:
+    """Fork within this block and add the pid to the given set: nobody else collects it. `forget` it once reaped."""
+    with _register:
+        yield _awaited
+
+
+def forget(pid: int) -> None:
+    with _register:
+        _awaited.discard(pid)
+
+
+def awaited() -> frozenset[int]:
+    """Children, and adopted processes, that somebody waits for."""
+    with _register:
+        return frozenset(_awaited)
+
+
+def become_subreaper() -> bool:
+    """Ask the kernel to hand us the orphans among our descendants. It stays so over an exec, but not in children.
+
+    Returns whether it was granted. Call before the first spawn: who is a child of ours already is a stranger.
+    """
+    global _all_ours
+    strangers = [pid for pid in children_of(os.getpid()) if uuid_of(pid) is None]
+    granted = False
+    with contextlib.suppress(OSError, AttributeError):
+        granted = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    # PID 1 is handed the orphans of everybody who enters its namespace as well.
+    _all_ours = granted and os.getpid() != 1 and not strangers
+    return granted
+
+
+def collect() -> int:
+    """Reap every dead child that nobody waits for. Returns how many. Waits only for a fork that is going on."""
+    count = 0
+    with _register:
+        while _any_dead():
+            dead = [pid for pid in children_of(os.getpid()) if pid not in _awaited and _reap(pid)]
+            count += len(dead)
+            if not dead:
+                break
+    return count
+
+
+def strays() -> list[Stat]:
+    """Living children that nobody waits for and that carry no uuid. Nearly always none, and then it is cheap."""
+    known = awaited()
+    fresh = [pid for pid in children_of(os.getpid()) if pid not in known and uuid_of(pid) is None]
+    return [stat for pid in fresh if (stat := read_stat(pid)) is not None and stat.state not in "ZX"]
+
+
+def is_left_over(stray: Stat) -> bool:
+    """Whether it must come from something we started that is gone: nobody who lives can have begotten it."""
+    if not _all_ours:
+        return False
+    elders = (stat for pid in awaited() if (stat := read_stat(pid)) is not None)
+    return all(elder.starttime > stray.starttime for elder in elders)
+
+
+def _any_dead() -> bool:
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+def _reap(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return False
+
+
+@dataclass
+class Collector:
+    """Collects orphans some time after SIGCHLD. No tick: without a death it never runs."""
+
+    _due: asyncio.TimerHandle | None = field(default=None, init=False)
+
+    def told(self) -> None:
+        """SIGCHLD came. Call on the loop."""
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(COLLECT_AFTER_S, self._look)
+
+    def _look(self) -> None:
+        self._due = None
+        if _any_dead():
+            asyncio.get_running_loop().run_in_executor(None, collect)
