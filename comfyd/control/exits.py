@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from comfyd.host import proc
-from comfyd.host.children import strays
 from comfyd.host.proc import Process
-from comfyd.host.procfs import Member, Stat, scan_members
+from comfyd.host.procfs import Member, scan_members
 
 WEAK_POLL_FIRST_S, WEAK_POLL_S = 0.02, 1.0
 
@@ -47,8 +46,6 @@ class MemberScan:
         self._leaders = leaders
         self._waiting: list[tuple[str, int | None, asyncio.Future[list[Member]]]] = []
         self._task: asyncio.Task[None] | None = None
-        self.strays: list[Stat] = []
-        """Orphans without a uuid, as of the latest pass."""
 
     async def members(self, uuid: str, session: int | None) -> list[Member]:
         """Live processes that carry `uuid` or are in `session` (None: by uuid only)."""
@@ -66,7 +63,7 @@ class MemberScan:
             sessions = [s for _, s, _ in batch if s is not None]
             apart = [pid for uuid, pid in self._leaders().items() if uuid not in uuids]
             try:
-                found, self.strays = await asyncio.to_thread(_scan, uuids, sessions, apart)
+                found = await asyncio.to_thread(scan_members, uuids, sessions, apart)
             except OSError as error:
                 _fail(batch, error)
                 continue
@@ -74,10 +71,6 @@ class MemberScan:
                 if not answer.done():
                     answer.set_result([m for m in found if m.uuid == uuid or m.stat.session == session])
         self._task = None
-
-
-def _scan(uuids: list[str], sessions: list[int], apart: list[int]) -> tuple[list[Member], list[Stat]]:
-    return scan_members(uuids, sessions, apart), strays()
 
 
 def _fail(batch: list[tuple[str, int | None, asyncio.Future[list[Member]]]], error: OSError) -> None:

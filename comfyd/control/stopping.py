@@ -4,12 +4,10 @@ import asyncio
 import signal
 
 from comfyd.control.exits import MemberScan, wait_exit
-from comfyd.control.kin import Kin
 from comfyd.control.runs import Run
 from comfyd.failpoint import failpoint
-from comfyd.host import children, clock, proc
+from comfyd.host import clock, proc
 from comfyd.host.proc import Status
-from comfyd.host.procfs import Member
 
 SWEEP_PAUSE_S = 0.05
 
@@ -17,8 +15,7 @@ SWEEP_PAUSE_S = 0.05
 async def end_process(run: Run, grace_s: float, scan: MemberScan) -> Status:
     """End the whole tree of `run` and return how its leader ended. Returns only when nothing of it is left."""
     started = clock.mono()
-    leader, kin = run.process, Kin(run)
-    kin.note()
+    leader = run.process
     first = getattr(signal, run.spec.stop_signal)
     for number, until in ((first, grace_s / 2), (signal.SIGTERM, grace_s)):
         leader.send(number)
@@ -30,42 +27,32 @@ async def end_process(run: Run, grace_s: float, scan: MemberScan) -> Status:
         except TimeoutError:
             continue
     else:
-        await _kill_tree(run, scan, kin)
+        await _kill_tree(run, scan)
         await wait_exit(leader)
-    return await reap(run, scan, kin, started + grace_s)
+    return await reap(run, scan, started + grace_s)
 
 
-async def _kill_tree(run: Run, scan: MemberScan, kin: Kin) -> None:
-    kin.note()
+async def _kill_tree(run: Run, scan: MemberScan) -> None:
     for member in await scan.members(run.generation, run.process.pid):
         proc.signal_member(member, signal.SIGKILL)
     run.process.send(signal.SIGKILL)
     failpoint("kill_sent")
 
 
-async def reap(run: Run, scan: MemberScan, kin: Kin, kill_at: float) -> Status:
+async def reap(run: Run, scan: MemberScan, kill_at: float) -> Status:
     """Collect the ended leader's status, then end what it left behind: SIGTERM at once, SIGKILL from `kill_at` on."""
     leader = run.process
     status = leader.status()
     told: set[int] = set()
     while True:
         session = None if proc.group_is_empty(leader.pid) else leader.pid
-        left = {member.stat.pid: member for member in await scan.members(run.generation, session)}
-        left |= {member.stat.pid: member for member in kin.left(scan.strays)}
+        left = await scan.members(run.generation, session)
         if not left:
             return status
-        for member in left.values():
+        for member in left:
             if clock.mono() >= kill_at:
                 proc.signal_member(member, signal.SIGKILL)
             elif member.stat.pid not in told:
                 told.add(member.stat.pid)
                 proc.signal_member(member, signal.SIGTERM)
-        await asyncio.sleep(SWEEP_PAUSE_S)
-
-
-async def end_strays() -> None:
-    """After the last run: kill what descends from runs that are gone and could not be told apart before."""
-    while strays := [stray for stray in await asyncio.to_thread(children.strays) if children.is_left_over(stray)]:
-        for stray in strays:
-            proc.signal_member(Member(stray, None), signal.SIGKILL)
         await asyncio.sleep(SWEEP_PAUSE_S)

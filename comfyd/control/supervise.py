@@ -16,7 +16,6 @@ import anyio.abc
 
 from comfyd.control import spawning
 from comfyd.control.exits import MemberScan, wait_exit
-from comfyd.control.kin import Kin
 from comfyd.control.pen import Pen
 from comfyd.control.probe import Prober, run_probes
 from comfyd.control.runs import (
@@ -29,7 +28,7 @@ from comfyd.control.runs import (
     run_from_record,
 )
 from comfyd.control.spawning import Spawner
-from comfyd.control.stopping import end_process, end_strays, reap
+from comfyd.control.stopping import end_process, reap
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
 from comfyd.host.proc import SpawnError, Status
@@ -161,7 +160,6 @@ class Supervisor:
         while self._runs:
             self._gone.clear()
             await self._gone.wait()
-        await end_strays()
 
     def _request_stop(self, run: Run, request: StopRequest, reason: str) -> None:
         if run.stop is not None:
@@ -209,7 +207,7 @@ class Supervisor:
                 self._request_stop(run, StopRequest(0.0, run.spec.stop_grace_s, asked=False, cause=cause), cause)
             probing.cancel()
             if exited.done():
-                return await reap(run, self._scan, Kin(run), kill_at=0.0)
+                return await reap(run, self._scan, kill_at=0.0)
             await self._drain(run, exited)
         finally:
             for task in (exited, asked, probing):

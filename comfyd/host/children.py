@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from comfyd.host.procfs import Stat, children_of, read_stat, uuid_of
+from comfyd.host.procfs import children_of
 
 COLLECT_AFTER_S = 0.5
 """From a death until we look for orphans: until then those who wait for their own child are done."""
@@ -21,8 +21,6 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 _register = threading.Lock()
 _awaited: set[int] = set()
-_all_ours = False
-"""Whether every orphan that is handed to us descends from what we started."""
 
 
 @contextlib.contextmanager
@@ -37,25 +35,14 @@ def forget(pid: int) -> None:
         _awaited.discard(pid)
 
 
-def awaited() -> frozenset[int]:
-    """Children, and adopted processes, that somebody waits for."""
-    with _register:
-        return frozenset(_awaited)
-
-
 def become_subreaper() -> bool:
     """Ask the kernel to hand us the orphans among our descendants. It stays so over an exec, but not in children.
 
-    Returns whether it was granted. Call before the first spawn: who is a child of ours already is a stranger.
+    Returns whether it was granted. PID 1 gets all orphans anyway.
     """
-    global _all_ours
-    strangers = [pid for pid in children_of(os.getpid()) if uuid_of(pid) is None]
-    granted = False
     with contextlib.suppress(OSError, AttributeError):
-        granted = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-    # PID 1 is handed the orphans of everybody who enters its namespace as well.
-    _all_ours = granted and os.getpid() != 1 and not strangers
-    return granted
+        return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    return False
 
 
 def collect() -> int:
@@ -68,21 +55,6 @@ def collect() -> int:
             if not dead:
                 break
     return count
-
-
-def strays() -> list[Stat]:
-    """Living children that nobody waits for and that carry no uuid. Nearly always none, and then it is cheap."""
-    known = awaited()
-    fresh = [pid for pid in children_of(os.getpid()) if pid not in known and uuid_of(pid) is None]
-    return [stat for pid in fresh if (stat := read_stat(pid)) is not None and stat.state not in "ZX"]
-
-
-def is_left_over(stray: Stat) -> bool:
-    """Whether it must come from something we started that is gone: nobody who lives can have begotten it."""
-    if not _all_ours:
-        return False
-    elders = (stat for pid in awaited() if (stat := read_stat(pid)) is not None)
-    return all(elder.starttime > stray.starttime for elder in elders)
 
 
 def _any_dead() -> bool:

@@ -22,7 +22,7 @@ import anyio.to_thread
 from comfyd.host import children
 from comfyd.host.clock import mono, wall
 from comfyd.host.proc import signal_member
-from comfyd.host.procfs import UUID_VARIABLE, read_stat, scan_members
+from comfyd.host.procfs import UUID_VARIABLE, mark, read_stat, scan_members
 
 CAPTURE_BYTES = 1024 * 1024
 UMASK = 0o022
@@ -135,7 +135,8 @@ def _spawn(command: Command, output: int) -> "subprocess.Popen[bytes]":
                     start_new_session=True, umask=UMASK,
                 )  # fmt: skip
                 awaited.add(child.pid)
-                return child
+            mark(child.pid, command.uuid)
+            return child
         except OSError as error:
             # Another thread's fork may still hold the descriptor through which the script was written.
             if error.errno != errno.ETXTBSY or not left:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from comfyd.host import children
-from comfyd.host.procfs import Member, Stat, read_stat, uuid_of
+from comfyd.host.procfs import Member, Stat, mark, read_stat, uuid_of
 
 NOT_RELEASED_EXIT = 125
 _REFUSED = (errno.ENOSYS, errno.EPERM)
@@ -157,6 +157,7 @@ def spawn(request: SpawnRequest, boot_id: str, pidns: int) -> Process:
         os.close(reader)
         if log >= 0:
             os.close(log)
+    mark(child.pid, request.uuid)
     starttime = read_stat(child.pid)
     identity = Identity(child.pid, starttime.starttime if starttime else 0, boot_id, pidns, request.uuid)
     child.returncode = 0  # from here on the pidfd is the handle: Popen must neither wait for it nor reap it

@@ -1,13 +1,22 @@
-"""What procfs says of processes: their stat, our tags in their environment, who is left of a run. Reads only."""
+"""What the kernel says of processes: their stat, our marks on them, who is left of a run. Reads only, but for `mark`.
 
+A run is marked twice: by a uuid in its environment, which anybody can read, and by a resource limit that nobody uses,
+which stays on all that descends from it when it leaves its session and its parent and casts off its environment.
+"""
+
+import contextlib
 import functools
+import hashlib
 import os
+import resource
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 UUID_VARIABLE = "COMFYD_PROCESS_UUID"
 OWNER_VARIABLE = "COMFYD_PROCESS_OWNER"
 _CHUNK = 128 * 1024
+_MARK = 1 << 60
+"""A mark: 36,000 years of real-time scheduling without a pause, in microseconds; the lower 48 bits tell runs apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,25 @@ def owner_of(pid: int) -> str | None:
     return _variable_of(pid, OWNER_VARIABLE)
 
 
+def mark(pid: int, uuid: str) -> None:
+    """Put the mark of a run on a process before it begets others. Where that is refused, uuid and session remain."""
+    with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.prlimit(pid, resource.RLIMIT_RTTIME)
+        resource.prlimit(pid, resource.RLIMIT_RTTIME, (_mark_of(uuid), hard))
+
+
+def _mark_of(uuid: str) -> int:
+    return _MARK | int.from_bytes(hashlib.sha256(uuid.encode()).digest()[:6], "big")
+
+
+def _mark_on(pid: int) -> int:
+    """What stands where a mark would: mostly no limit (-1), or 0 if we may not ask."""
+    try:
+        return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0]
+    except OSError:
+        return 0
+
+
 def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
@@ -71,26 +99,15 @@ def _lists_children() -> bool:
     return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
-def descendants_of(pid: int) -> list[Stat]:
-    """All that descends from it by the chain of living parents, whatever its session and environment. Not itself."""
-    found: list[Stat] = []
-    known, front = {pid}, [pid]
-    while front:
-        below = [child for parent in front for child in children_of(parent) if child not in known]
-        known.update(below)
-        front = below
-        found += [stat for child in below if (stat := read_stat(child)) is not None and stat.state not in "ZX"]
-    return found
-
-
 def scan_members(uuids: Sequence[str], sessions: Sequence[int], apart: Collection[int] = ()) -> list[Member]:
-    """Every live process that carries one of `uuids` or is in one of `sessions` (one pass for all stops).
+    """Every live process that carries one of `uuids` or its mark, or is in one of `sessions` (one pass for all stops).
 
     A process that we start begins a session; what descends from it stays in that one or begins its own. So the
     sessions of the kernel, of this daemon, and of its other runs (`apart`: their leaders) hold nothing of it, and the
     system call that tells the session saves reading the files of most processes.
     """
     wanted, groups = set(uuids), set(sessions)
+    marks = {_mark_of(uuid): uuid for uuid in uuids}
     elsewhere = ({0, os.getsid(0)} | set(apart)) - groups
     found: list[Member] = []
     for pid in all_pids():
@@ -100,7 +117,7 @@ def scan_members(uuids: Sequence[str], sessions: Sequence[int], apart: Collectio
             continue
         if session in elsewhere:
             continue
-        uuid = uuid_of(pid)
+        uuid = marks.get(_mark_on(pid)) or uuid_of(pid)
         if uuid not in wanted and session not in groups:
             continue
         stat = read_stat(pid)
