@@ -7,7 +7,7 @@ from comfyd.host import proc
 from comfyd.host.proc import Process
 from comfyd.host.procfs import Member, scan_members
 
-WEAK_POLL_FIRST_S, WEAK_POLL_S = 0.02, 1.0
+WEAK_POLL_S = 1.0
 
 
 async def wait_exit(process: Process) -> None:
@@ -32,7 +32,7 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 async def _poll_exit(process: Process) -> None:
     """Without a pidfd nothing tells of the end: look often at first, as after a signal, then once a second."""
-    pause_s = WEAK_POLL_FIRST_S
+    pause_s = WEAK_POLL_S / 50
     while not proc.has_ended(process.identity):
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, WEAK_POLL_S)

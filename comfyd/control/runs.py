@@ -108,9 +108,16 @@ class History:
         self._count(info, was_stable)
         return info
 
-    def refused(self, fingerprint: str, now: Now, cause: str) -> None:
-        """A start that never became a run, or a run whose end nobody saw: counts like a crash."""
-        self._count(ExitInfo(cause=cause, at=now.mono, wall=now.wall, fingerprint=fingerprint), was_stable=False)
+    def refused(self, fingerprint: str, now: Now, cause: str, *, short: bool = False) -> None:
+        """A start that never became a run, or a run whose end nobody saw: counts like a crash.
+
+        short: the system had no descriptors, processes or memory to spare. That says nothing of the program.
+        """
+        info = ExitInfo(cause=cause, short=short, at=now.mono, wall=now.wall, fingerprint=fingerprint)
+        if short:
+            self.last_exit = info
+        else:
+            self._count(info, was_stable=False)
 
     def _count(self, info: ExitInfo, was_stable: bool) -> None:
         changed = self.last_exit is not None and self.last_exit.fingerprint != info.fingerprint

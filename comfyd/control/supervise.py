@@ -275,7 +275,8 @@ class Supervisor:
     def _refused(self, action: StartProcess, error: SpawnError) -> None:
         history = self._of(action.key)
         cause = f"could not be started: {error.strerror}: {error.filename or ''}".rstrip(": ")
-        history.refused(action.process.fingerprint, now(), cause)
+        short = error.errno in spawning.SHORTAGES
+        history.refused(action.process.fingerprint, now(), cause, short=short)
         self._pen.fact(f"crash/{action.key}", history.as_fact(self._boot_id))
         self._pen.write("instance", action.key, to="gone", reason=cause)
 

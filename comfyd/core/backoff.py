@@ -5,6 +5,8 @@ import hashlib
 CRASH_FIRST_S, CRASH_CAP_S = 10.0, 300.0
 INSTALL_FIRST_S, INSTALL_CAP_S = 30.0, 3600.0
 JITTER = 0.1
+SHORTAGE_RETRY_S = 2.0
+"""From a start that the system refused for want of descriptors, processes or memory to the next try."""
 READY_RESETS_AFTER_S = 600.0
 """A run that was ready for this long starts the curve anew (readiness, not mere life: faults.md 2.4)."""
 

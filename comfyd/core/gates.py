@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from comfyd.core.backoff import SHORTAGE_RETRY_S, crash_delay_s
 from comfyd.model.base import Condition
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState
 from comfyd.model.process import DesiredProcess
@@ -12,11 +13,32 @@ def exit_hold(wish: DesiredProcess, seen: ObservedProcess | None) -> Condition |
     last = seen.last_exit if seen else None
     if last is None or last.asked or last.fingerprint != wish.fingerprint or wish.restart_policy == "always":
         return None
+    if last.short:  # it never ran
+        return None
     clean = last.code == 0 or last.signal in ("SIGTERM", "SIGINT")
     if wish.restart_policy == "on_failure" and not clean:
         return None
     message = f"ended ({last.text()}) and its restart policy is {wish.restart_policy}"
     return Condition("stopped" if clean else "failed", "ended", message, "`comfyd start` runs it again", last.wall)
+
+
+def backoff_hold(
+    wish: DesiredProcess, seen: ObservedProcess | None, mono: float
+) -> tuple[Condition, float] | tuple[None, None]:
+    """Whether the next try has to wait after the last exit, and until when (mono seconds)."""
+    last = seen.last_exit if seen else None
+    if seen is None or last is None or last.asked or last.fingerprint != wish.fingerprint:
+        return None, None
+    again = last.at + (SHORTAGE_RETRY_S if last.short else crash_delay_s(seen.crashes, wish.key))
+    if mono >= again:
+        return None, None
+    left = f"{again - mono:.0f} s"
+    if last.short:
+        hint = "end what uses up open files, processes or memory, or raise the limit"
+        return Condition("backoff", "no_resources", f"{last.text()}; next try in {left}", hint, last.wall), again
+    message = f"ended {seen.crashes} times in a row ({last.text()}), next start in {left}"
+    hint = "read the end of its log; `comfyd restart` starts it at once"
+    return Condition("backoff", "crashed", message, hint, last.wall), again
 
 
 def environment_hold(wish: DesiredProcess, seen: ObservedEnvironment | None) -> Condition | None:

@@ -7,8 +7,8 @@ plan starts once the observed port is free. Whatever is not started has a hold t
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from comfyd.core.backoff import crash_delay_s, install_delay_s
-from comfyd.core.gates import environment_hold, exit_hold, gpus_clash, no_build_script, port_hold
+from comfyd.core.backoff import install_delay_s
+from comfyd.core.gates import backoff_hold, environment_hold, exit_hold, gpus_clash, no_build_script, port_hold
 from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState, Phase
 from comfyd.model.plan import Action, InstallEnvironment, Plan, StartProcess, StopProcess
@@ -159,17 +159,10 @@ def _why_start(wish: DesiredProcess, seen: ObservedProcess | None) -> str:
 
 
 def _waits_for_backoff(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | None) -> bool:
-    last = seen.last_exit if seen else None
-    if seen is None or last is None or last.asked or last.fingerprint != wish.fingerprint:
-        return False
-    again = last.at + crash_delay_s(seen.crashes, wish.key)
-    if draft.now.mono >= again:
-        return False
-    left = again - draft.now.mono
-    message = f"ended {seen.crashes} times in a row ({last.text()}), next start in {left:.0f} s"
-    hint = "read the end of its log; `comfyd restart` starts it at once"
-    draft.hold(wish.key, Condition("backoff", "crashed", message, hint, last.wall), again)
-    return True
+    hold, again = backoff_hold(wish, seen, draft.now.mono)
+    if hold is not None:
+        draft.hold(wish.key, hold, again)
+    return hold is not None
 
 
 def _waits_for_room(draft: _Draft, wish: DesiredProcess) -> bool:

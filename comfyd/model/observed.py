@@ -33,6 +33,7 @@ class ExitInfo(Frozen):
     code: int | None = None
     signal: str | None = None
     oom: bool = False
+    short: bool = False
     asked: bool = False
     cause: str | None = None
     at: float

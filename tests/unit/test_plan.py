@@ -192,6 +192,18 @@ def test_crash_backoff(crashes: int, least: float, most: float) -> None:
     assert verbs(machine.plan(desired)) == [("start", "comfyui/0")]
 
 
+def test_a_start_refused_for_want_of_something_is_tried_again_soon_and_charged_to_nobody() -> None:
+    machine = with_processes(gone(0, crashes=6, short=True, cause="could not be started: Too many open files"))
+    for policy in ("always", "on_failure", "never"):
+        decided = machine.plan(desire(wish(0, restart_policy=policy)))
+        assert decided.holds["comfyui/0"].reason == "no_resources"
+        assert "Too many open files" in decided.holds["comfyui/0"].message
+        assert decided.wake_at is not None
+        assert decided.wake_at - machine.mono <= 3
+    machine.mono += 3
+    assert verbs(machine.plan(desire(wish(0)))) == [("start", "comfyui/0")]
+
+
 def test_backoff_ends_with_another_fingerprint_or_an_asked_stop() -> None:
     machine = with_processes(gone(0, crashes=9))
     assert verbs(machine.plan(desire(wish(0, fingerprint="restarted")))) == [("start", "comfyui/0")]
