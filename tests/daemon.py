@@ -44,6 +44,8 @@ class Daemon:
         self.root = root
         self.port = free_port()
         self.environ = dict(environ)
+        self.prefix: list[str] = []
+        """A program with arguments that executes the daemon in surroundings of its own."""
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,7 +62,7 @@ class Daemon:
         env = {**kept, "COMFYD_PORT": str(self.port), "PYTHONUNBUFFERED": "1", **self.environ}
         with self.out.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "comfyd", "run", "--root", str(self.root)],
+                [*self.prefix, sys.executable, "-m", "comfyd", "run", "--root", str(self.root)],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd="/",
             )  # fmt: skip
         if wait:
