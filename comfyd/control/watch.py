@@ -7,6 +7,7 @@ poll every `poll_s` takes over.
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,10 +83,14 @@ class Watcher:
                 return
 
     async def _watch_once(self, dirs: tuple[Path, ...]) -> None:
-        """Until the set changes, or one of the set was removed or made again: what was watched then is another one."""
+        """Until the set changes, or one of the set was removed or made again: what was watched then is another one.
+
+        ignore_permission_denied would hide the watch limit as well, so what may not be read is left out here.
+        """
+        allowed = await asyncio.to_thread(lambda: [one for one in dirs if os.access(one, os.R_OK) or not one.exists()])
         batches = watchfiles.awatch(
-            *dirs, recursive=False, debounce=self._debounce_ms, step=STEP_MS, stop_event=self._changed,
-            watch_filter=None, ignore_permission_denied=True, rust_timeout=int(GIVEN_UP_S * 1000),
+            *allowed, recursive=False, debounce=self._debounce_ms, step=STEP_MS, stop_event=self._changed,
+            watch_filter=None, ignore_permission_denied=False, rust_timeout=int(GIVEN_UP_S * 1000),
         )  # fmt: skip
         # The watch stands once the first step has run; what changed before it stood is read now.
         standing = asyncio.get_running_loop().call_later(SETTLED_S, self._stands)

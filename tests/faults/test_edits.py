@@ -64,6 +64,7 @@ def test_prefixes_and_slow_writes_of_a_valid_file_move_nothing(daemon: Daemon) -
     assert moved(daemon) == before
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_move_nothing(daemon: Daemon, shim: Shim) -> None:
     daemon.start().until_ready(0, 1)
     path, before = daemon.root / "instances.json", moved(daemon)
