@@ -67,6 +67,7 @@ class ConfigView:
     """The files as last read. state: ok | stale (newest revision refused) | missing | empty (nothing good yet).
 
     revision: short hash of the accepted instances.json; path: where it lies; warnings and errors in `issues`.
+    sha256: of the newest instances.json, accepted or not ("" if there is none).
     """
 
     desired: DesiredState = field(default_factory=DesiredState)
@@ -76,6 +77,7 @@ class ConfigView:
     revision: str = ""
     seen_revision: str = ""
     loaded_at: float | None = None
+    sha256: str = ""
     files: ConfigFiles | None = None
 
 
@@ -83,7 +85,8 @@ class ConfigView:
 class Live:
     """Who writes what.
 
-    control, once per reconcile pass: config, overrides, resolved, observed, plan, passes (count of finished passes).
+    control, once per reconcile pass: config, overrides, resolved, observed, plan, passes (count of finished passes),
+    polling (edits are found by comparing only).
     environments: installs. dispatch: evidence, progress (task id -> frame, never stored). daemon: draining.
     """
 
@@ -95,6 +98,7 @@ class Live:
     observed: Cell[ObservedState] = field(default_factory=lambda: Cell(ObservedState()))
     plan: Cell[Plan] = field(default_factory=lambda: Cell(Plan()))
     passes: Cell[int] = field(default_factory=lambda: Cell(0))
+    polling: Cell[bool] = field(default_factory=lambda: Cell(False))
     installs: Cell[dict[str, ObservedEnvironment]] = field(default_factory=lambda: Cell({}))
     evidence: Cell[dict[str, Evidence]] = field(default_factory=lambda: Cell({}))
     progress: Cell[dict[str, dict[str, object]]] = field(default_factory=lambda: Cell({}))

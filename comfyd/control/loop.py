@@ -14,6 +14,7 @@ from comfyd.control.pen import Pen
 from comfyd.control.supervise import Supervisor, now
 from comfyd.control.watch import Watcher
 from comfyd.core.config import fallback_state, parse, state_from_json, state_to_json
+from comfyd.core.gates import EDITS_ARRIVE
 from comfyd.core.memo import Memo
 from comfyd.core.plan import plan
 from comfyd.core.resolve import resolve
@@ -34,6 +35,7 @@ from comfyd.store.protocol import NodeStore
 log = get_logger("comfyd.control")
 
 TORN_RETRIES, TORN_PAUSE_S = 3, 0.1
+FLOOD_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Reconciler:
         self._facts = facts
         self._paths: Paths = facts.paths
         self._known_bad = ""
+        self._edited_at: float | None = None
         self._last: _Resolved | None = None
         self._memo = Memo()
 
@@ -105,11 +108,14 @@ class Reconciler:
     async def run_reconciling(self, watcher: Watcher, poll_s: float) -> None:
         """The loop. Woken by anything; looks again by itself at the plan's wake_at and every poll_s."""
         while True:
+            pause_s = 0.0
             try:
-                await self.reconcile_once()
+                pause_s = _breath(await self.reconcile_once())
             except Exception as error:
                 log.exception("reconcile failed, trying again", reason=str(error))
             watcher.watch(await asyncio.to_thread(self._hands.watched_dirs))
+            self._live.polling.set(watcher.polling)
+            await asyncio.sleep(pause_s)
             await self._sleep_until_woken(poll_s)
 
     async def _sleep_until_woken(self, poll_s: float) -> None:
@@ -131,7 +137,7 @@ class Reconciler:
         await self._hands.know(desired.environments)
         self._supervisor.refresh(resolved)
         observed = await self._supervisor.observe(resolved, self._environments())
-        decided = plan(resolved, observed, at)
+        decided = plan(resolved, observed, at, self._edited_at)
         self._live.resolved.set(resolved)
         self._live.observed.set(observed)
         self._live.plan.set(decided)
@@ -185,11 +191,12 @@ class Reconciler:
             return before.desired
         result = parse(files, self._variables, before.desired)
         for _ in range(TORN_RETRIES):
-            if result.state != "refused" or _revision(files) == self._known_bad:
+            if not self._doubtful(before, files, result):
                 break
             await asyncio.sleep(TORN_PAUSE_S)
             files = await asyncio.to_thread(self._hands.read_files)
             result = parse(files, self._variables, before.desired)
+        self._edited_at = clock.mono()  # of the bytes that count, which may have been waited for
         failpoint("parsed")
         view = _view(before, files, result, now())
         if view.state in ("empty", "missing") and not before.desired.instances:
@@ -199,6 +206,12 @@ class Reconciler:
         self._tell(before, view, result)
         self._live.config.set(view)
         return view.desired
+
+    def _doubtful(self, before: ConfigView, files: ConfigFiles, result: ParseResult) -> bool:
+        """What may be half of an edit: a file that is being written, or one that is just being replaced."""
+        if result.state == "missing":
+            return before.state == "ok"
+        return result.state == "refused" and _revision(files) != self._known_bad
 
     async def _keep(self, before: ConfigView, desired: DesiredState) -> None:
         self._known_bad = ""
@@ -224,21 +237,31 @@ class Reconciler:
         )
 
 
-def _revision(files: ConfigFiles) -> str:
-    """A short hash of instances.json as read ("" if there is none)."""
+def _breath(decided: Plan) -> float:
+    """In a flood of edits that restart things, the ones in between need no pass each."""
+    return FLOOD_PAUSE_S if any(hold.reason == EDITS_ARRIVE for hold in decided.holds.values()) else 0.0
+
+
+def _sha256(files: ConfigFiles) -> str:
     data = files.instances.data
-    return hashlib.sha256(data).hexdigest()[:12] if data is not None else (files.instances.problem or "")
+    return hashlib.sha256(data).hexdigest() if data is not None else ""
+
+
+def _revision(files: ConfigFiles) -> str:
+    """A short hash of instances.json as read, or why there is nothing to hash."""
+    return _sha256(files)[:12] or files.instances.problem or ""
 
 
 def _view(before: ConfigView, files: ConfigFiles, result: ParseResult, at: Now) -> ConfigView:
-    seen = _revision(files)
+    seen, sha256 = _revision(files), _sha256(files)
     if result.state == "ok" and result.desired is not None:
         changed = seen != before.revision or before.state != "ok"
         loaded = at.wall if changed else before.loaded_at
-        return ConfigView(result.desired, result.issues, "ok", files.instances.path, seen, seen, loaded, files)
+        return ConfigView(result.desired, result.issues, "ok", files.instances.path, seen, seen, loaded, sha256, files)
     state = "missing" if result.state == "missing" else "stale"
     if before.loaded_at is None and before.state == "empty":
         state = "missing" if result.state == "missing" else "empty"
     return replace(
-        before, issues=result.issues, state=state, path=files.instances.path, seen_revision=seen, files=files
-    )
+        before, issues=result.issues, state=state, path=files.instances.path, seen_revision=seen, sha256=sha256,
+        files=files,
+    )  # fmt: skip

@@ -6,11 +6,14 @@ poll every `poll_s` takes over.
 """
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import watchfiles
 
+from comfyd.host import clock
 from comfyd.logs import get_logger
 
 log = get_logger("comfyd.control")
@@ -18,6 +21,7 @@ log = get_logger("comfyd.control")
 STEP_MS = 20
 SETTLED_S = 0.02
 GIVEN_UP_S = 3600.0
+RETRY_S = 300.0
 
 
 class Watcher:
@@ -26,6 +30,7 @@ class Watcher:
     def __init__(self, wake: Callable[[], None], debounce_s: float, force_polling: bool) -> None:
         self._wake = wake
         self._debounce_ms = max(1, int(debounce_s * 1000))
+        self._forced = force_polling
         self._polling = force_polling
         self._dirs: tuple[Path, ...] = ()
         self._changed = asyncio.Event()
@@ -33,7 +38,7 @@ class Watcher:
 
     @property
     def polling(self) -> bool:
-        """True once inotify is known not to serve us: the loop then looks every poll_s by itself."""
+        """True while inotify is known not to serve us: only the look that the loop takes every poll_s finds edits."""
         return self._polling
 
     def watch(self, dirs: tuple[Path, ...]) -> None:
@@ -47,29 +52,60 @@ class Watcher:
         self._changed.set()
 
     async def run_watching(self) -> None:
-        """Until cancelled. Never raises: without inotify it says so once and leaves the work to polling."""
+        """Until cancelled. Never raises: without inotify it says so once, leaves the work to polling, and tries again
+        from time to time."""
         while not self._closed:
             self._changed.clear()
-            if self._polling or not self._dirs:
+            if self._forced or not self._dirs:
                 await self._changed.wait()
                 continue
             try:
                 await self._watch_once(self._dirs)
             except (OSError, RuntimeError) as error:
                 if not all(d.exists() for d in self._dirs):
+                    self._dirs = ()  # the next pass names them anew, be they the same or not
                     self._wake()
-                    await self._changed.wait()
                     continue
-                log.warning("file watch lost, polling instead", reason=str(error))
-                self._polling = True
-                self._wake()
+                await self._poll_instead(str(error))
+
+    async def _poll_instead(self, reason: str) -> None:
+        if not self._polling:
+            log.warning("file watch lost, polling instead", reason=reason, hint="raise fs.inotify.max_user_watches")
+            self._polling = True
+            self._wake()
+        again_at = clock.mono() + RETRY_S
+        while not self._closed and (left := again_at - clock.mono()) > 0:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
 
     async def _watch_once(self, dirs: tuple[Path, ...]) -> None:
+        """Until the set changes, or one of the set was removed or made again: what was watched then is another one.
+
+        ignore_permission_denied would hide the watch limit as well, so what may not be read is left out here.
+        """
+        allowed = await asyncio.to_thread(lambda: [one for one in dirs if os.access(one, os.R_OK) or not one.exists()])
         batches = watchfiles.awatch(
-            *dirs, recursive=False, debounce=self._debounce_ms, step=STEP_MS, stop_event=self._changed,
-            watch_filter=None, ignore_permission_denied=True, rust_timeout=int(GIVEN_UP_S * 1000),
+            *allowed, recursive=False, debounce=self._debounce_ms, step=STEP_MS, stop_event=self._changed,
+            watch_filter=None, ignore_permission_denied=False, rust_timeout=int(GIVEN_UP_S * 1000),
         )  # fmt: skip
         # The watch stands once the first step has run; what changed before it stood is read now.
-        asyncio.get_running_loop().call_later(SETTLED_S, self._wake)
-        async for _ in batches:
-            self._wake()
+        standing = asyncio.get_running_loop().call_later(SETTLED_S, self._stands)
+        watched = {str(one) for one in dirs}
+        try:
+            async with contextlib.aclosing(batches):
+                async for changes in batches:
+                    self._wake()
+                    if any(kind is not watchfiles.Change.modified and path in watched for kind, path in changes):
+                        return
+        finally:
+            standing.cancel()
+
+    def _stands(self) -> None:
+        if self._polling:
+            log.info("file watch is back")
+            self._polling = False
+        self._wake()

@@ -17,7 +17,7 @@ from comfyd.core.config_services import read_services
 from comfyd.core.source import child, quoted
 from comfyd.model.base import Frozen
 from comfyd.model.desired import ConfigIssue, DesiredState, EnvironmentSpec, InstanceSpec, SidecarSpec
-from comfyd.model.sources import ConfigFiles, EnvironmentFolder, ParseResult, Variables
+from comfyd.model.sources import ConfigFiles, EnvironmentFolder, ParseResult, SourceFile, Variables
 
 STOCK_SHA256 = "aa8633f0b294805a0659d058133c7cc10eb17deb66f9116da4abb580f1a0e7df"
 """Of config/instances.stock.json, the instances.json that images ship."""
@@ -38,6 +38,7 @@ def parse(files: ConfigFiles, variables: Variables, previous: DesiredState | Non
         stock = False
     else:
         report, raw = source_report(source, "error", empty='write at least {"instances": []}')
+    _check_mount(source, report)
     file = None if raw is BROKEN else read_instances(raw, variables, report)
     if file is not None:
         _check_references(file, environments, variables, report)
@@ -66,8 +67,28 @@ def _surroundings(
 ) -> tuple[tuple[EnvironmentSpec, ...], tuple[SidecarSpec, ...], tuple[ConfigIssue, ...]]:
     known = {e.name: e for e in previous.environments} if previous else {}
     environments, first = read_environments(files.environments, known, variables.strict)
+    if files.lost is not None and known:
+        environments, first = tuple(known[name] for name in sorted(known)), _lost(files.lost, len(known))
     services, second = read_services(files.services, variables, previous.services if previous else ())
     return environments, services, (*first, *_unbuildable(environments, files.environments), *second)
+
+
+def _lost(detail: str, count: int) -> tuple[ConfigIssue, ...]:
+    """A folder that is gone or unreadable as a whole is no wish to have no environments."""
+    folder, _, why = detail.rpartition(": ")
+    text = f"the folder of all environments cannot be listed ({why}): the {count} known ones stay as they were"
+    hint = "bring the folder back; to have no environments, leave an empty one"
+    return (ConfigIssue(severity="warning", code="environments_lost", message=text, file=folder, hint=hint),)
+
+
+def _check_mount(source: SourceFile, report: Report) -> None:
+    """A file that is mounted by itself keeps its first inode: what replaces it outside is never seen in here."""
+    if source.replaced:
+        text = "this mounted file was replaced on the outside, and the mount shows the old one for ever"
+        report.warning("mounted_file", text, hint="restart the container; to be spared that, mount the folder")
+    elif source.mounted:
+        text = "mounted file: edits in place are seen, one that replaces the file (most editors, mv) cannot be"
+        report.warning("mounted_file", text, hint="mount its folder instead, or edit in place (cat new > file)")
 
 
 def _unbuildable(specs: Iterable[EnvironmentSpec], folders: Iterable[EnvironmentFolder]) -> Iterable[ConfigIssue]:

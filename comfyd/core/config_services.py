@@ -22,10 +22,17 @@ def read_services(
 ) -> tuple[tuple[SidecarSpec, ...], tuple[ConfigIssue, ...]]:
     """All sidecars in file order. Errors have severity `blocked`: they hold nothing but this file's own change."""
     if source is None or source.problem == "missing":
-        return (), ()
+        return previous, (_gone(len(previous)),) if previous else ()
     report, raw = source_report(source, "blocked")
     found = () if raw is BROKEN else _entries(raw, variables, report)
     return (previous if report.failed else found), report.sorted
+
+
+def _gone(count: int) -> ConfigIssue:
+    """Only a file that says so ends a service."""
+    text = f"services.json is missing: the {count} services it declared go on"
+    hint = 'to have none, write {"services": []}'
+    return ConfigIssue(severity="warning", code="file_missing", message=text, file="services.json", hint=hint)
 
 
 def _entries(raw: Any, variables: Variables, report: Report) -> tuple[SidecarSpec, ...]:

@@ -1,11 +1,14 @@
-"""The questions plan() asks before a start: how the last run ended, the environment, the port, the GPUs."""
+"""The questions plan() asks before a start or restart: how the last run ended, the environment, the port, the GPUs."""
 
 from collections.abc import Mapping
 
 from comfyd.core.backoff import SHORTAGE_RETRY_S, crash_delay_s
-from comfyd.model.base import Condition
+from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState
 from comfyd.model.process import DesiredProcess
+
+EDITS_QUIET_S, JUST_RESTARTED_S = 0.5, 5.0
+EDITS_ARRIVE = "edits_arriving"
 
 
 def exit_hold(wish: DesiredProcess, seen: ObservedProcess | None) -> Condition | None:
@@ -88,6 +91,19 @@ def port_hold(wish: DesiredProcess, taken: Mapping[int, str], observed: Observed
     return Condition("blocked", "port_in_use", f"port {port} is held by {who}, which comfyd did not start", hint)
 
 
+def edit_hold(seen: ObservedProcess, edited_at: float | None, now: Now) -> tuple[Condition, float] | None:
+    """Whether a restart waits, and until when: one that was just restarted is not restarted again in the midst of a
+    flood of edits. The first edit and the last one are never kept waiting for long."""
+    last = seen.last_exit
+    if edited_at is None or last is None or not last.asked or now.mono - last.at >= JUST_RESTARTED_S:
+        return None
+    quiet_at = edited_at + EDITS_QUIET_S
+    if now.mono >= quiet_at:
+        return None
+    message = "its settings changed again; it is restarted when the edits have come to rest"
+    return Condition("waiting_turn", EDITS_ARRIVE, message), quiet_at
+
+
 def gpus_clash(wish: DesiredProcess, gpus: tuple[int | str, ...] | None, exclusive: bool) -> bool:
     """Whether `wish` may not run beside a process on `gpus` (None = all visible ones, () = none)."""
     if not (wish.gpu_exclusive or exclusive) or wish.gpus == () or gpus == ():
@@ -95,3 +111,11 @@ def gpus_clash(wish: DesiredProcess, gpus: tuple[int | str, ...] | None, exclusi
     if wish.gpus is None or gpus is None:
         return True
     return bool(set(wish.gpus) & set(gpus))
+
+
+def why_start(wish: DesiredProcess, seen: ObservedProcess | None) -> str:
+    if seen is None or seen.last_exit is None:
+        return "wanted and not running"
+    if seen.last_exit.asked or seen.last_exit.fingerprint != wish.fingerprint:
+        return "wanted again"
+    return f"ended: {seen.last_exit.text()}"

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from comfyd.core.backoff import install_delay_s
-from comfyd.core.gates import backoff_hold, environment_hold, exit_hold, gpus_clash, no_build_script, port_hold
+from comfyd.core.gates import (
+    backoff_hold,
+    edit_hold,
+    environment_hold,
+    exit_hold,
+    gpus_clash,
+    no_build_script,
+    port_hold,
+    why_start,
+)
 from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState, Phase
 from comfyd.model.plan import Action, InstallEnvironment, Plan, StartProcess, StopProcess
@@ -27,6 +36,7 @@ class _Draft:
     now: Now
     startup_delay: float
     last_start: float | None
+    edited_at: float | None = None
     actions: list[Action] = field(default_factory=list)
     holds: dict[str, Condition] = field(default_factory=dict)
     wakes: list[float] = field(default_factory=list)
@@ -46,9 +56,12 @@ class _Draft:
             self.wakes.append(wake_at)
 
 
-def plan(desired: ResolvedState, observed: ObservedState, now: Now) -> Plan:
-    """Decide the next step of every key. Pure: the same input gives the same plan, whatever the order within it."""
-    draft = _Draft(observed, now, desired.startup_delay, observed.last_start_mono)
+def plan(desired: ResolvedState, observed: ObservedState, now: Now, edited_at: float | None = None) -> Plan:
+    """Decide the next step of every key. Pure: the same input gives the same plan, whatever the order within it.
+
+    edited_at: when (mono) the files were last seen to change.
+    """
+    draft = _Draft(observed, now, desired.startup_delay, observed.last_start_mono, edited_at)
     wishes, runs = {wish.key: wish for wish in desired.processes}, observed.by_key()
     for process in observed.processes:
         if process.alive:
@@ -125,6 +138,10 @@ def _plan_running(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess) ->
     elif wish.held is not None:
         draft.holds[wish.key] = wish.held
     elif seen.fingerprint != wish.fingerprint:
+        waits = edit_hold(seen, draft.edited_at, draft.now)
+        if waits is not None:
+            draft.hold(wish.key, *waits)
+            return
         hung = seen.phase is Phase.UNREADY  # its prompts are not going to end by themselves
         drain_s = min(STOP_DRAIN_S, wish.drain_timeout_s) if hung else wish.drain_timeout_s
         _stop(draft, seen, drain_s, "its settings changed")
@@ -143,19 +160,11 @@ def _plan_absent(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | No
         return
     if _waits_for_backoff(draft, wish, seen) or _waits_for_room(draft, wish) or _waits_for_turn(draft, wish):
         return
-    draft.actions.append(StartProcess(wish, environment.flags if environment else frozenset(), _why_start(wish, seen)))
+    draft.actions.append(StartProcess(wish, environment.flags if environment else frozenset(), why_start(wish, seen)))
     draft.take_gpus(wish.key, wish.gpus, wish.gpu_exclusive)
     if wish.spec.port is not None:
         draft.ports[wish.spec.port] = wish.key
     draft.last_start = draft.now.mono
-
-
-def _why_start(wish: DesiredProcess, seen: ObservedProcess | None) -> str:
-    if seen is None or seen.last_exit is None:
-        return "wanted and not running"
-    if seen.last_exit.asked or seen.last_exit.fingerprint != wish.fingerprint:
-        return "wanted again"
-    return f"ended: {seen.last_exit.text()}"
 
 
 def _waits_for_backoff(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | None) -> bool:

@@ -10,6 +10,7 @@ from comfyd.model.desired import ConfigIssue, ModelSpec, Override
 from comfyd.model.observed import Evidence, ExitInfo, ObservedEnvironment, ObservedProcess, ObservedState, Phase
 from comfyd.model.plan import Action, InstallEnvironment, Plan, StartProcess
 from comfyd.model.process import DesiredEnvironment, DesiredProcess, ResolvedState
+from comfyd.model.sources import SourceFile
 from comfyd.model.view import (
     ConditionView,
     ConfigIssueView,
@@ -32,7 +33,7 @@ SHOWN_LINES = 20
 
 @dataclass(frozen=True, slots=True)
 class ViewInput:
-    """Everything describe() may look at. config_*: of live.ConfigView."""
+    """Everything describe() may look at. config_*: of live.ConfigView; source: instances.json as last read."""
 
     resolved: ResolvedState
     observed: ObservedState
@@ -48,6 +49,9 @@ class ViewInput:
     seen_revision: str = ""
     loaded_at: float | None = None
     autolaunch: bool = True
+    source: SourceFile | None = None
+    sha256: str = ""
+    polling: bool = False
     gpus: tuple[GpuView, ...] = ()
     gpu_problem: str | None = None
     gpu_memory: Mapping[str, int] = field(default_factory=dict)
@@ -259,12 +263,15 @@ def _config(given: ViewInput) -> ConfigStateView:
     issues = tuple(ConfigIssueView(**i.model_dump()) for i in given.issues)
     return ConfigStateView(
         state=given.config_state, path=given.config_path, revision=given.revision, seen_revision=given.seen_revision,
-        loaded_at=rfc3339(given.loaded_at), issues=issues, autolaunch=given.autolaunch,
+        loaded_at=rfc3339(given.loaded_at), issues=issues, autolaunch=given.autolaunch, polling=given.polling,
+        sha256=given.sha256, inode=given.source.inode if given.source else None,
+        mounted=given.source is not None and given.source.mounted,
     )  # fmt: skip
 
 
 def _text(instances: Sequence[InstanceView], config: ConfigStateView) -> str:
-    lines = [f"config: {config.state} ({config.path})"]
+    how = ", no notice of edits: files are compared from time to time" if config.polling else ""
+    lines = [f"config: {config.state} ({config.path}){how}"]
     lines += [f"  {i.severity}: {i.file}:{i.line}: {i.message}" for i in config.issues]
     for one in instances:
         where = f"port {one.port}" if one.port else "no port"

@@ -28,28 +28,42 @@ MAX_CACHED = 20_000
 
 def read_config_files(paths: Paths) -> ConfigFiles:
     """One reading of all files. Never raises OSError: what cannot be read is a `problem` in the result."""
-    services = _source(paths.services_file)
+    mounts = mount_points()
+    services = _source(paths.services_file, mounts)
+    names, lost = _listed(paths.environments_dir)
     return ConfigFiles(
-        instances=_source(paths.instances_file),
-        environments=tuple(_environment(paths, name) for name in _names(paths.environments_dir)),
+        instances=_source(paths.instances_file, mounts),
+        environments=tuple(_environment(paths, name) for name in names),
         services=None if services.problem == "missing" else services,
+        lost=lost,
     )
 
 
-def _source(path: Path) -> SourceFile:
+def _source(path: Path, mounts: frozenset[str] = frozenset()) -> SourceFile:
     read = read_bounded(path)
-    return SourceFile(str(path), read.data, read.problem, read.detail)
+    mounted = read.data is not None and os.path.realpath(path) in mounts
+    return SourceFile(
+        str(path), read.data, read.problem, read.detail, read.inode, mounted, replaced=mounted and read.unlinked
+    )
 
 
 def _names(folder: Path) -> list[str]:
-    """Folders that may be environments; hidden ones (editors, mounted config maps) are none."""
+    return _listed(folder)[0]
+
+
+def _listed(folder: Path) -> tuple[list[str], str | None]:
+    """Folders that may be environments, or why they cannot be listed; hidden ones (editors, mounted config maps) are
+    none."""
     found: list[str] = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                if not entry.name.startswith(".") and entry.is_dir():
-                    found.append(entry.name)
-    return sorted(found)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if not entry.name.startswith(".") and entry.is_dir():
+                        found.append(entry.name)
+    except OSError as error:
+        return [], f"{folder}: {error.strerror}"
+    return sorted(found), None
 
 
 def _environment(paths: Paths, name: str) -> EnvironmentFolder:

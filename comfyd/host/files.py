@@ -19,11 +19,16 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """data, or the reason (`missing`, `unreadable`, `not_a_file`, `too_large`) why there is none."""
+    """data, or the reason (`missing`, `unreadable`, `not_a_file`, `too_large`) why there is none.
+
+    inode: of the file that was read; unlinked: no name leads to it any more, it is only still mounted or open.
+    """
 
     data: bytes | None
     problem: str | None = None
     detail: str = ""
+    inode: int | None = None
+    unlinked: bool = False
 
 
 def read_bounded(path: Path, limit: int = MAX_CONFIG_BYTES) -> ReadResult:
@@ -44,7 +49,7 @@ def read_bounded(path: Path, limit: int = MAX_CONFIG_BYTES) -> ReadResult:
             data = file.read(limit + 1)
         if len(data) > limit:
             return ReadResult(None, "too_large", f"{path} has more than {limit} bytes")
-        return ReadResult(data)
+        return ReadResult(data, inode=info.st_ino, unlinked=info.st_nlink == 0)
     except OSError as error:
         return ReadResult(None, "unreadable", f"{path}: {error.strerror}")
     finally:

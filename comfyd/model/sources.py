@@ -12,13 +12,17 @@ class SourceFile:
     """Bytes of one file as read, or the reason why there are none.
 
     problem: None | missing | unreadable | not_a_file | too_large | bad_name (of its folder);
-    detail is one sentence for people.
+    detail is one sentence for people. mounted: the file is a mount of its own (a container's single-file volume);
+    replaced: another file has taken its name on the outside, so that this one is never going to change.
     """
 
     path: str
     data: bytes | None
     problem: str | None = None
     detail: str = ""
+    inode: int | None = None
+    mounted: bool = False
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,15 @@ class EnvironmentFolder:
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """One reading of everything that is watched. services: None if there is no such file."""
+    """One reading of everything that is watched. services: None if there is no such file.
+
+    lost: why the folder of all environments could not be listed (one sentence), which is not the same as an empty one.
+    """
 
     instances: SourceFile
     environments: tuple[EnvironmentFolder, ...] = ()
     services: SourceFile | None = None
+    lost: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

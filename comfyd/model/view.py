@@ -128,7 +128,11 @@ class ConfigIssueView(Frozen):
 
 
 class ConfigStateView(Frozen):
-    """state: ok | stale (newest revision refused, last good one runs) | missing | empty."""
+    """state: ok | stale (newest revision refused, last good one runs) | missing | empty.
+
+    inode, sha256, mounted (a mount of its own): of the file as last read; polling: nothing tells of edits, so files
+    are only compared every COMFYD_POLL_S.
+    """
 
     state: str
     path: str
@@ -137,6 +141,10 @@ class ConfigStateView(Frozen):
     loaded_at: str | None = None
     issues: tuple[ConfigIssueView, ...] = ()
     autolaunch: bool = True
+    inode: int | None = None
+    sha256: str = ""
+    mounted: bool = False
+    polling: bool = False
 
 
 class PlannedAction(Frozen):

@@ -492,3 +492,21 @@ def test_more_errors_than_are_listed_are_counted() -> None:
     assert len(found.issues) == MAX_ISSUES + 1
     assert (found.issues[-1].code, found.issues[-1].severity) == ("too_many", "error")
     assert "300 more" in found.issues[-1].message
+
+
+@pytest.mark.parametrize(("replaced", "says"), [(False, "edits in place are seen"), (True, "was replaced")])
+def test_a_file_that_is_mounted_by_itself_is_a_warning(replaced: bool, says: str) -> None:
+    data = json.dumps({"instances": [ENTRY]}).encode()
+    result = read(SourceFile(INSTANCES, data, inode=7, mounted=True, replaced=replaced))
+    assert good(result).instances[0].id == 0
+    assert [(i.severity, i.code, i.file) for i in result.issues] == [("warning", "mounted_file", INSTANCES)]
+    assert says in result.issues[0].message
+
+
+def test_a_folder_of_environments_that_is_lost_is_no_wish_to_have_none() -> None:
+    first = good(read(entries({})))
+    lost = ConfigFiles(SourceFile(INSTANCES, json.dumps(entries({})).encode()), lost="/config/environments: gone")
+    result = parse(lost, Variables(), first)
+    assert good(result).environments == first.environments
+    assert [(i.code, i.file) for i in result.issues] == [("environments_lost", "/config/environments")]
+    assert good(parse(lost, Variables(), None)).environments == ()

@@ -335,3 +335,12 @@ def test_services_need_unique_names_and_ports() -> None:
     unprobed = {"name": "x", "command": "x", "probe": {"type": "http"}}
     assert blocked(read(services={"services": [unprobed]})) == [("bad_value", "/services/0/probe")]
     assert blocked(read(services=b"[1")) == [("invalid_json", "")]
+
+
+def test_a_services_file_that_is_gone_keeps_its_services_until_an_empty_list_ends_them() -> None:
+    first = state(read(services={"services": [JUPYTER]}))
+    gone = read(previous=first)
+    assert state(gone).services == first.services
+    assert warned(gone) == [("file_missing", "")]
+    assert state(read(services={"services": []}, previous=first)).services == ()
+    assert warned(read()) == []

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comfyd.core.backoff import JITTER, crash_delay_s, install_delay_s
+from comfyd.core.gates import EDITS_QUIET_S, JUST_RESTARTED_S
 from comfyd.core.plan import FOREIGN_PORT_RECHECK_S, STOP_DRAIN_S, plan
 from comfyd.model.base import Condition
 from comfyd.model.desired import EnvironmentSpec, InstanceSpec, ModelSpec
@@ -647,3 +648,38 @@ def test_an_hour_of_crashes_is_at_most_18_restarts() -> None:
             assert decided.wake_at is not None
             machine.mono = decided.wake_at
     assert 15 <= machine.spawned - 1 <= 18
+
+
+def restarted(machine: World, ago_s: float, *, asked: bool = True) -> ObservedProcess:
+    """Runs again since its last end, `ago_s` seconds ago."""
+    last = ExitInfo(code=0, asked=asked, at=machine.mono - ago_s, wall=WALL, fingerprint="before")
+    return running(0, fingerprint="old", last_exit=last)
+
+
+@pytest.mark.parametrize(
+    ("ago_s", "asked", "edited_ago_s", "waits"),
+    [
+        (1.0, True, 0.1, True), (1.0, True, EDITS_QUIET_S, False), (JUST_RESTARTED_S, True, 0.1, False),
+        (1.0, False, 0.1, False), (1.0, True, None, False),
+    ],
+)  # fmt: skip
+def test_one_just_restarted_waits_for_the_end_of_a_flood_of_edits(
+    ago_s: float, asked: bool, edited_ago_s: float | None, waits: bool
+) -> None:
+    machine = world()
+    machine.processes = {"comfyui/0": restarted(machine, ago_s, asked=asked)}
+    edited_at = None if edited_ago_s is None else machine.mono - edited_ago_s
+    decided = plan(desire(wish(0)), machine.observed(), machine.now, edited_at)
+    if waits:
+        assert edited_at is not None
+        assert (decided.actions, decided.wake_at) == ((), edited_at + EDITS_QUIET_S)
+        assert decided.holds["comfyui/0"].reason == "edits_arriving"
+    else:
+        assert verbs(decided) == [("stop", "comfyui/0")]
+
+
+def test_one_that_is_not_wanted_any_more_does_not_wait_for_edits_to_end() -> None:
+    machine = world()
+    machine.processes = {"comfyui/0": restarted(machine, 0.5)}
+    decided = plan(desire(wish(0, run=False)), machine.observed(), machine.now, machine.mono)
+    assert verbs(decided) == [("stop", "comfyui/0")]

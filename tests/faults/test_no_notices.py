@@ -1,0 +1,43 @@
+"""No inotify: the files are compared from time to time, the log says so once, and status shows it."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+from tests.faults.surroundings import Shim
+from tests.faults.world import SLACK_S, config, moved, records
+
+POLL_S = 2.0
+pytestmark = pytest.mark.slow
+
+
+def rename_first(root: Path, before: str, after: str) -> None:
+    path = root / "instances.json"
+    path.write_text(path.read_text().replace(before, after))
+
+
+@pytest.mark.parametrize("refused", [{"watch": errno.ENOSPC}, {"init": errno.EMFILE}], ids=["watches", "instances"])
+def test_a_limit_of_inotify_is_survived_by_polling(daemon: Daemon, shim: Shim, refused: dict[str, int]) -> None:
+    shim.refuse_notices(**refused)
+    daemon.environ["COMFYD_POLL_S"] = str(POLL_S)
+    daemon.start().until_ready(0, 1)
+    before = moved(daemon)
+    for turn, known in enumerate(("comfyui-main", "polled-0", "polled-1")):
+        rename_first(daemon.root, known, f"polled-{turn}")
+        daemon.until(lambda turn=turn: daemon.instance(0)["name"] == f"polled-{turn}", POLL_S + SLACK_S)
+    assert config(daemon)["polling"] is True
+    assert "files are compared" in daemon.get("/api/comfyui/status")["output"]
+    assert len(records(daemon, "file watch lost, polling instead")) == 1
+    assert shim.count > 0
+    assert moved(daemon) == before
+
+
+def test_polling_by_choice_is_shown_and_no_warning(daemon: Daemon) -> None:
+    daemon.environ |= {"COMFYD_POLL_S": str(POLL_S), "COMFYD_FORCE_POLLING": "true"}
+    daemon.start()
+    daemon.until(lambda: config(daemon)["polling"] is True)
+    rename_first(daemon.root, "comfyui-main", "polled")
+    daemon.until(lambda: daemon.instance(0)["name"] == "polled", POLL_S + SLACK_S)
+    assert records(daemon, "file watch lost, polling instead") == []
