@@ -1,7 +1,8 @@
 # The two commands to know: `make demo` and `make test`.
 #
 # Variables: PYTHON (interpreter that makes .venv), COMFYD_PORT and every other COMFYD_* setting for `make demo`,
-# TEST_PROCESSES (how many tests run at once), ARGS (more arguments for pytest).
+# TEST_PROCESSES (how many tests run at once), ARGS (more arguments for pytest); for `make reliability` TIER (light or
+# heavy), SEED (repeats a run), KILLS (of the heavy tier) and SECONDS (of the light one).
 
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
@@ -10,10 +11,10 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready-run
 TEST_READY := .venv/.ready-test
 SHELL_SCRIPTS := git ls-files -z -- '*.sh' .ci/run
-export PYTHON
+export PYTHON TIER SEED KILLS SECONDS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test check lint test-unit test-slow test-real test-image clean
+.PHONY: help demo demo-real test check lint test-unit test-slow reliability test-real test-image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -25,7 +26,7 @@ demo-real: $(RUN_READY) ## install and run a real ComfyUI on the CPU in .demo-re
 	@exec scripts/dev/demo_real.sh .demo-real
 
 test: $(TEST_READY) ## run the tests (a few minutes)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not real and not slow and not image" $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not real and not slow and not image and not reliability" $(ARGS)
 
 check: lint test-unit ## format, lint, types, walls, scripts, image files and unit tests (under a minute)
 
@@ -42,7 +43,14 @@ test-unit: $(TEST_READY)
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
 test-slow: $(TEST_READY) ## the slower tests
-	$(BIN)/python -m pytest -m "slow and not real" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not real and not reliability" $(ARGS)
+
+reliability: $(TEST_READY) ## kill the daemon at every durable step and at random; TIER=heavy: 200 kills under load
+ifeq ($(TIER),heavy)
+	$(BIN)/python -m pytest -m reliability $(ARGS)
+else
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m reliability $(ARGS)
+endif
 
 test-real: $(TEST_READY) ## the tests against a real ComfyUI on the CPU (minutes, 1.8 GB)
 	$(BIN)/python -m pytest -m real $(ARGS)

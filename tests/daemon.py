@@ -19,6 +19,9 @@ from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 QUICKSTART = REPOSITORY / "examples/quickstart"
+BYTECODE = REPOSITORY / ".cache/bytecode"
+DROPPED = ("COMFYD_", "COMFYUI_", "PYTHONDONTWRITEBYTECODE")
+"""Without bytecode every start of a daemon compiles all that it imports, which costs more than all else it does."""
 
 
 class DaemonEnded(RuntimeError):
@@ -58,8 +61,9 @@ class Daemon:
         return self.root.with_name(f"{self.root.name}.out")
 
     def start(self, timeout_s: float = 20, wait: bool = True) -> "Daemon":
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("COMFYD_", "COMFYUI_"))}
-        env = {**kept, "COMFYD_PORT": str(self.port), "PYTHONUNBUFFERED": "1", **self.environ}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
+        kept |= {"PYTHONUNBUFFERED": "1", "PYTHONPYCACHEPREFIX": str(BYTECODE)}
+        env = {**kept, "COMFYD_PORT": str(self.port), **self.environ}
         with self.out.open("ab") as out:
             self.process = subprocess.Popen(
                 [*self.prefix, sys.executable, "-m", "comfyd", "run", "--root", str(self.root)],

@@ -12,6 +12,7 @@ from comfyd.control.loop import Hands, Reconciler
 from comfyd.control.pen import Pen
 from comfyd.control.supervise import Supervisor
 from comfyd.control.watch import Watcher
+from comfyd.failpoint import failpoint
 from comfyd.live import Live
 from comfyd.model.sources import MachineFacts, Variables
 from comfyd.settings import Settings
@@ -77,6 +78,7 @@ async def open_control(parts: ControlParts) -> AsyncIterator[None]:
                 watching.start_soon(run_publishing)
                 await supervisor.stop_all(0.0)
                 reconciler.publish()
+                failpoint("children_stopped")
             watching.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):

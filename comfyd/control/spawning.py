@@ -56,6 +56,7 @@ class Spawner:
             except OSError as error:
                 results.append((action, SpawnError(error.errno, error.strerror, error.filename)))
         runs = [run for _, run in results if isinstance(run, Run)]
+        failpoint("spawned")
         try:
             self.journal.started(run.record() for run in runs)
         except OSError as error:

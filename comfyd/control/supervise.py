@@ -29,6 +29,7 @@ from comfyd.control.runs import (
 )
 from comfyd.control.spawning import Spawner
 from comfyd.control.stopping import end_process, reap
+from comfyd.failpoint import failpoint
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
 from comfyd.host.proc import SpawnError, Status
@@ -267,6 +268,7 @@ class Supervisor:
 
     def _put_away(self, run: Run) -> tuple[str, ...]:
         """What is left of an ended run on disk. Returns the end of its log. Blocking."""
+        failpoint("exit_seen")
         tail = spawning.last_lines(run.spec.log)
         spawning.remove_pid_file(run.spec, run.process.pid)
         self._journal.ended(run.generation)

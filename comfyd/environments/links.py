@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from comfyd.environments.failure import InstallFailed
+from comfyd.failpoint import failpoint
 from comfyd.model.base import Condition
 from comfyd.model.desired import EnvironmentSpec
 from comfyd.model.paths import Paths
@@ -46,6 +47,7 @@ def share(place: Path, shared: Path) -> list[Condition]:
     try:
         shared.mkdir(parents=True, exist_ok=True)
         conditions = _clear(place, shared)
+        failpoint("merged")
         os.symlink(os.path.relpath(shared.resolve(), place.parent.resolve()), place)
     except OSError as error:
         message = f"{place.name} could not be merged into {shared}: {error.strerror} ({error.filename})"

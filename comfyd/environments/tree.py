@@ -14,6 +14,7 @@ from typing import Literal
 
 from comfyd.environments.failure import InstallFailed
 from comfyd.environments.record import MARKER, InstallRecord, Marker, load_marker, load_record
+from comfyd.failpoint import failpoint
 from comfyd.host.clock import boot_id
 from comfyd.host.files import flip_link
 from comfyd.model.base import Condition
@@ -87,6 +88,7 @@ def set_aside(paths: Paths, env: str, number: int) -> None:
     if os.path.lexists(failed):
         shutil.rmtree(failed, ignore_errors=True)
     tree.rename(failed)
+    failpoint("tree_set_aside")
     for name in os.listdir(paths.workspace):
         older = name.removesuffix(".failed")
         if name != older and older != tree.name and _number(env, older) is not None:

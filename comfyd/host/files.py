@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comfyd.errors import LockHeldError
+from comfyd.failpoint import failpoint
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -83,6 +84,7 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        failpoint("file_written")
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -9,6 +9,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from comfyd.failpoint import failpoint
+
 KEEP = 5
 LIMIT_BYTES = 20 * 1024 * 1024
 _NEARLY = 64 * 1024
@@ -33,6 +35,7 @@ def rotate(path: Path, keep: int = KEEP) -> int:
             copied = _copy_to_end(source, target)
             _shift(path, keep)
             os.replace(fresh, rotated(path, 1))
+            failpoint("log_copied")
             copied = _cut(source, target, copied)
         finally:
             os.close(target)

@@ -19,7 +19,7 @@ NO_ITEM: Final = object()
 class Operation(Generic[T]):
     """One queued call. item: what it asks of a call that it may share with its neighbours, else NO_ITEM.
 
-    before, after: what to run around the COMMIT it is part of (failpoints).
+    before, after: what to run around the COMMIT it is part of (failpoints); after is given the result.
     """
 
     __slots__ = ("after", "before", "call", "error", "future", "item", "result", "writes")
@@ -31,7 +31,7 @@ class Operation(Generic[T]):
         writes: bool,
         item: Any = NO_ITEM,
         before: Callable[[], None] | None = None,
-        after: Callable[[], None] | None = None,
+        after: Callable[[Any], None] | None = None,
     ) -> None:
         self.call = call
         self.future = future

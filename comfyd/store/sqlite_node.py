@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
+from comfyd.failpoint import failpoint
 from comfyd.model.desired import Override
 from comfyd.model.task import Event
 from comfyd.store.ledger import Transaction, dump, from_json
@@ -15,6 +16,10 @@ _PUT_OVERRIDE = (
     "INSERT INTO override (kind, key, body) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET body = excluded.body"
 )
 _PUT_FACT = "INSERT INTO fact (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+
+
+def _override_saved(rows: int) -> None:
+    failpoint("override_saved")
 
 
 def own_node_id(tx: Transaction) -> str:
@@ -43,7 +48,8 @@ class SqliteNode:
 
     async def put_override(self, override: Override) -> None:
         body = override.model_dump_json()
-        await self._writer.write(lambda tx: tx.db.execute(_PUT_OVERRIDE, (override.kind, override.key, body)).rowcount)
+        row = (override.kind, override.key, body)
+        await self._writer.write(lambda tx: tx.db.execute(_PUT_OVERRIDE, row).rowcount, after=_override_saved)
 
     async def delete_overrides(self, key: str | None = None, kind: str | None = None) -> int:
         return await self._writer.write(

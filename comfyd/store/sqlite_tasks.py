@@ -31,21 +31,32 @@ def _enqueue_before() -> None:
     failpoint("enqueue_before_commit")
 
 
-def _enqueue_after() -> None:
+def _enqueue_after(made: object) -> None:
     failpoint("enqueue_after_commit")
 
 
-def _leased() -> None:
-    failpoint("lease_committed")
+def _leased(granted: Sequence[object] | TaskRow | None) -> None:
+    if granted:
+        failpoint("lease_committed")
 
 
-def _finished() -> None:
-    failpoint("result_committed")
+def _finish_before() -> None:
+    failpoint("result_before_commit")
 
 
-def _finished_and_leased() -> None:
-    _finished()
-    _leased()
+def _finished(row: TaskRow | task_finish.Late) -> None:
+    if not isinstance(row, task_finish.Late):
+        failpoint("result_committed")
+
+
+def _finished_and_leased(both: tuple[TaskRow, Granted] | None) -> None:
+    if both is not None:
+        _finished(both[0])
+        _leased(both[1])
+
+
+def _cancelled(row: TaskRow) -> None:
+    failpoint("cancel_committed")
 
 
 class SqliteTasks:
@@ -135,7 +146,7 @@ class SqliteTasks:
         )
 
     async def _settle(self, task_id: str, act: Callable[[Transaction], TaskRow | task_finish.Late]) -> Task:
-        row = await self._writer.write(act, after=_finished)
+        row = await self._writer.write(act, before=_finish_before, after=_finished)
         if isinstance(row, task_finish.Late):
             raise stale(task_id)
         return task_of(row, self._handed.pop(task_id, None))
@@ -150,7 +161,7 @@ class SqliteTasks:
             row = task_finish.finish(tx, lease.task_id, lease.token, outcome, clock)
             return None if isinstance(row, task_finish.Late) else (row, claim(tx))
 
-        both = await self._writer.write(run, after=_finished_and_leased)
+        both = await self._writer.write(run, before=_finish_before, after=_finished_and_leased)
         if both is None:
             raise stale(lease.task_id)
         return task_of(both[0], self._handed.pop(lease.task_id, None)), self._claims(both[1])
@@ -161,14 +172,12 @@ class SqliteTasks:
         return await self._settle(change.task_id, lambda tx: task_external.update(tx, change, term, clock))
 
     async def cancel(self, task_id: str, now: Now) -> Task:
-        return await self._by_hand(task_finish.cancel, task_id, now)
+        clock = self._clock(now)
+        return task_of(await self._writer.write(lambda tx: task_finish.cancel(tx, task_id, clock), after=_cancelled))
 
     async def retry(self, task_id: str, now: Now) -> Task:
-        return await self._by_hand(task_finish.retry, task_id, now)
-
-    async def _by_hand(self, act: Callable[[Transaction, str, Clock], TaskRow], task_id: str, now: Now) -> Task:
         clock = self._clock(now)
-        return task_of(await self._writer.write(lambda tx: act(tx, task_id, clock)))
+        return task_of(await self._writer.write(lambda tx: task_finish.retry(tx, task_id, clock)))
 
     async def clear(self) -> int:
         return await self._writer.write(task_read.clear)

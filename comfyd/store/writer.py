@@ -82,7 +82,7 @@ class Writer:
         call: Callable[[Transaction], T],
         *,
         before: Callable[[], None] | None = None,
-        after: Callable[[], None] | None = None,
+        after: Callable[[Any], None] | None = None,
     ) -> "asyncio.Future[T]":
         """Queue a write. The future has its result once it is on disk; cancelling the future does not undo it."""
         return self._put(call, True, NO_ITEM, before, after)
@@ -93,7 +93,7 @@ class Writer:
         item: Item,
         *,
         before: Callable[[], None] | None = None,
-        after: Callable[[], None] | None = None,
+        after: Callable[[Any], None] | None = None,
     ) -> "asyncio.Future[T]":
         """`write` for a call that many make at the same time: it gets the items of neighbours at once.
 
@@ -111,7 +111,7 @@ class Writer:
         writes: bool,
         item: object,
         before: Callable[[], None] | None,
-        after: Callable[[], None] | None,
+        after: Callable[[Any], None] | None,
     ) -> "asyncio.Future[Any]":
         if self._closing or self._thread is None:
             raise StoreError("The database is closed: the daemon is shutting down.")
@@ -206,7 +206,7 @@ class Writer:
         for operation in operations:
             if operation.after and operation.error is None:
                 try:
-                    operation.after()
+                    operation.after(operation.result)
                 except Exception as error:
                     operation.error = error
 

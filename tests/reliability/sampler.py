@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ SETTLED_S = 1.0
 """A fresh pid may still exec; after this long what it is does not change any more."""
 
 _KEY = re.compile(rb"/instances/([0-9]+)")
+_LISTENER = re.compile(rb":([0-9A-F]{4}) [0-9A-F]+:0000 0A (?:\S+ +){5}([0-9]+)")
+"""Port and inode of a line of /proc/net/tcp whose state is LISTEN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,10 @@ class Sampler:
     violations: list[str] = field(default_factory=list)
     samples: int = 0
     slowest_s: float = 0.0
+    changes: deque[tuple[float, list[Seen]]] = field(default_factory=lambda: deque(maxlen=2000))
+    """What was alive, noted whenever that had changed: (monotonic seconds, processes)."""
+    generations: set[tuple[str, str]] = field(default_factory=set)
+    """Every (key, uuid) ever seen."""
     _since: dict[int, float] = field(default_factory=dict)
     _known: dict[int, Seen] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -63,7 +70,11 @@ class Sampler:
 
     def sample_once(self) -> None:
         by_key: dict[str, dict[str, Seen]] = {}
-        for one in self.ours():
+        seen = self.ours()
+        if not self.changes or self.changes[-1][1] != seen:
+            self.changes.append((time.monotonic(), seen))
+            self.generations.update((one.key, one.uuid) for one in seen)
+        for one in seen:
             by_key.setdefault(one.key, {})[one.uuid] = one
         for key, trees in by_key.items():
             if len(trees) > 1 and len(still := [one for one in trees.values() if _alive(one)]) > 1:
@@ -84,12 +95,9 @@ class Sampler:
         known = self._known.get(pid)
         if known is None and now - self._since[pid] > SETTLED_S:
             return None
-        stat = _stat(pid)
-        if stat is None:
-            return None
-        if known is not None and known.starttime == stat[1]:
+        if known is not None and _alive(known):
             return known
-        seen = _identify(pid, *stat, self.root)
+        seen = _identify(pid, self.root)
         if seen is not None:
             self._known[pid] = seen
         return seen
@@ -108,15 +116,16 @@ def _stat(pid: int) -> tuple[int, int] | None:
     return None
 
 
-def _identify(pid: int, session: int, starttime: int, root: Path) -> Seen | None:
+def _identify(pid: int, root: Path) -> Seen | None:
     with suppress(OSError):
         if not os.readlink(f"/proc/{pid}/cwd").startswith(str(root)):
             return None
+        stat = _stat(pid)
         environ = Path(f"/proc/{pid}/environ").read_bytes()
         found = re.search(rb"(?:^|\0)COMFYD_PROCESS_UUID=([0-9a-f]+)", environ)
         key = _KEY.search(Path(f"/proc/{pid}/cmdline").read_bytes())
-        if found and key:
-            return Seen(pid, starttime, session, found[1].decode(), f"comfyui/{key[1].decode()}")
+        if stat and found and key:
+            return Seen(pid, stat[1], stat[0], found[1].decode(), f"comfyui/{key[1].decode()}")
     return None
 
 
@@ -125,13 +134,11 @@ def _alive(one: Seen) -> bool:
     return stat is not None and stat[1] == one.starttime
 
 
-def _listeners(ports: frozenset[int]) -> dict[int, set[str]]:
-    found: dict[int, set[str]] = {}
+def _listeners(ports: frozenset[int]) -> dict[int, set[bytes]]:
+    found: dict[int, set[bytes]] = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                port = int(fields[1].rpartition(":")[2], 16)
-                if fields[3] == "0A" and port in ports:
-                    found.setdefault(port, set()).add(fields[9])
+            for port, inode in _LISTENER.findall(Path(table).read_bytes()):
+                if int(port, 16) in ports:
+                    found.setdefault(int(port, 16), set()).add(inode)
     return found
