@@ -1,4 +1,4 @@
-"""ComfyUI and its dispatcher as far as histories need them: which process was given which prompt, and what it forgot."""
+"""ComfyUI and its dispatcher as far as histories need them: who was given which prompt, and what was forgotten."""
 
 from typing import Any
 

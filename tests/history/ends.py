@@ -4,6 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tests.history.case import ENDS, Case, Violation
@@ -134,7 +135,7 @@ def _contradictions(case: Case, task: str, end: Seen, seen: list[Seen]) -> Itera
 
 def events(case: Case) -> Iterator[Violation]:
     """Numbers without gaps, and for every task one chain of moves that leads to the state of its row."""
-    for before, after in zip(case.final.events, case.final.events[1:], strict=False):
+    for before, after in pairwise(case.final.events):
         if after.seq != before.seq + 1:
             yield Violation("V14", None, f"event {after.seq} follows {before.seq}", (before, after))
     whole = not case.final.events or case.final.events[0].seq == 1
@@ -149,7 +150,7 @@ def events(case: Case) -> Iterator[Violation]:
 
 def _chain(case: Case, task: str, chain: list[Event]) -> Iterator[Violation]:
     reopened = 0
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in pairwise(chain):
         if after.data["from"] != before.data["to"]:
             yield Violation("V14", task, "a move is missing", (before, after))
         if before.data["to"] in ENDS:

@@ -75,7 +75,9 @@ def acceptance(case: Case) -> Iterator[Violation]:
                 continue
             later = _displacing(case, report, own)
             if later is not None and not _is_repeated(report, later, reports):
-                yield Violation("V8", task, "a report of a displaced holder was taken", (*_of(own), later.record, report))
+                yield Violation(
+                    "V8", task, "a report of a displaced holder was taken", (*_of(own), later.record, report)
+                )
 
 
 def _displacing(case: Case, report: Record, own: list[Grant]) -> Grant | None:

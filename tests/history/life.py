@@ -74,10 +74,8 @@ class Life:
         for _ in range(dice.randrange(1, 12)):
             await asyncio.sleep(0)
         point = dice.choice(["executing", "before", "before", "after"])
-        if point == "executing":
-            end = writer.write(lambda tx: die())
-        else:
-            end = writer.write(lambda tx: None, **{point: die})
+        hooks = {} if point == "executing" else {point: die}
+        end = writer.write(lambda tx: None if hooks else die(), **hooks)
         for _ in range(dice.randrange(1, 12)):
             await asyncio.sleep(0)
         gate.set()
