@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _COLUMNS = (
-    "task_id, state, attempts, max_attempts, idempotency_key, callback_url, prompt_id, output, "
+    "task_id, state, workflow_name, attempts, max_attempts, idempotency_key, callback_url, prompt_id, output, "
     "(SELECT json FROM task_params WHERE task_params.seq = task.seq) AS params"
 )
 
@@ -17,6 +17,7 @@ _COLUMNS = (
 class Row:
     task_id: str
     state: str
+    workflow: str = ""
     attempts: int = 1
     max_attempts: int = 3
     idempotency_key: str | None = None

@@ -68,16 +68,14 @@ class Recorder:
     def __init__(self, folder: Path, client: str, clock: Callable[[], float]) -> None:
         self.client = client
         self.clock = clock
-        self._file = (folder / f"{client}.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._file = folder / f"{client}.jsonl"
 
     def invoke(self, op: str, key: str | None = None, **arg: Any) -> "Call":
         return Call(self, op, key, arg, self.clock())
 
     def write(self, record: Record) -> None:
-        self._file.write(record.as_line() + "\n")
-
-    def close(self) -> None:
-        self._file.close()
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(record.as_line() + "\n")
 
 
 @dataclass(slots=True)

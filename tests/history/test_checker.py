@@ -194,8 +194,6 @@ def test_records_are_what_was_written(tmp_path: Path) -> None:
     early, late = one.invoke("create", "k", params={"a": [1]}), two.invoke("claim", lease_s=60)
     late.answer(grants=[])
     early.timeout()
-    for recorder in (one, two):
-        recorder.close()
     assert record.read(tmp_path) == (
         Record(0, 3, "one", "create", "k", {"params": {"a": [1]}}, None),
         Record(1, 2, "two", "claim", None, {"lease_s": 60}, {"grants": []}),

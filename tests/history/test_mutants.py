@@ -27,7 +27,7 @@ async def clean_run(folder: Path) -> None:
     assert not found, "\n".join(map(str, found[:5]))
 
 
-@pytest.mark.parametrize("run", range(3))
+@pytest.mark.parametrize("run", range(2))
 async def test_the_store_as_it_is(tmp_path: Path, run: int) -> None:
     await clean_run(tmp_path / "world")
 

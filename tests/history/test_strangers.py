@@ -82,5 +82,4 @@ def test_a_kill_by_pid_file_is_caught(
     (tmp_path / "history").mkdir()
     recorder = Recorder(tmp_path / "history", "stranger", time.monotonic)
     recorder.invoke("signals", "stranger").answer(count=signals_of(stranger, tmp_path / "signals"))
-    recorder.close()
     assert [violation.rule for violation in check(record.read(tmp_path / "history"), Final())] == rules

@@ -15,6 +15,8 @@ from tests.history.life import LEASE_S, Clock, Life
 from tests.history.mutants import Mutant
 from tests.history.record import Recorder
 
+KINDS = (Creator, Creator, Inside, Inside, Outside, Outside, Operator, Reader, Receiver)
+
 
 class World:
     """One run: `await World(folder, seed, mutant).run()` gives what the checker objects to."""
@@ -29,25 +31,21 @@ class World:
         self.life: Life
         self.up = asyncio.Event()
         (folder / "history").mkdir(parents=True)
-        self._recorders: list[Recorder] = []
         self._lives = 0
 
     def recorder(self, client: str) -> Recorder:
-        self._recorders.append(Recorder(self.folder / "history", client, self.clock.read))
-        return self._recorders[-1]
+        return Recorder(self.folder / "history", client, self.clock.read)
 
     async def run(self) -> list[Violation]:
         await self._live(self.folder / "life0/comfyd.db")
         async with asyncio.TaskGroup() as group:
-            for kind in (Creator, Creator, Inside, Inside, Outside, Outside, Operator, Reader, Receiver):
-                client = kind(self, f"{kind.__name__.lower()}{len(self._recorders)}")
+            for number, kind in enumerate(KINDS):
+                client = kind(self, f"{kind.__name__.lower()}{number}")
                 self.busy += 1
                 group.create_task(client.run(self.steps))
             group.create_task(self._run_accidents())
         await self._dry()
         await self.life.close()
-        for recorder in self._recorders:
-            recorder.close()
         return check(record.read(self.folder / "history"), final.read(self.life.database), self.comfy.log)
 
     async def _live(self, database: Path) -> None:
