@@ -437,8 +437,10 @@ class App:
         self.unwedged.set()
         self.journal: list = []
 
-    def note(self, event: str, prompt_id: str) -> None:
-        self.journal.append({"event": event, "prompt_id": prompt_id, "pid": os.getpid(), "at": time.time()})
+    def note(self, event: str, prompt_id: str, extra: dict) -> None:
+        """task: the mark that comfyd puts on its prompts."""
+        marks = {"prompt_id": prompt_id, "task": extra.get("comfyd_task", "")}
+        self.journal.append({"event": event, **marks, "pid": os.getpid(), "at": time.time()})
         if quirk("JOURNAL"):
             with open(quirk("JOURNAL"), "a") as file:
                 file.write(json.dumps(self.journal[-1]) + "\n")
@@ -479,7 +481,7 @@ class App:
             self.queue_changed()
             self.current, self.interrupt = Run(self, self.running), False
             executed += 1
-            self.note("executed", self.current.prompt_id)
+            self.note("executed", self.current.prompt_id, self.current.extra)
             if quirk("CRASH_ON_PROMPT") and executed == int(quirk("CRASH_ON_PROMPT")):
                 os.kill(os.getpid(), signal.SIGKILL)
             self.finish(self.current, await self.current.execute())
@@ -523,7 +525,7 @@ class App:
         self.posts += 1
         if quirk("DROP_PROMPT") == str(self.posts):
             await asyncio.Event().wait()
-        self.note("accepted", prompt_id)
+        self.note("accepted", prompt_id, extra)
         heapq.heappush(self.pending, [number, prompt_id, body["prompt"], extra, targets])
         self.queue_changed()
         if quirk("SILENT_PROMPT") == str(self.posts):
@@ -767,7 +769,7 @@ def flood(app: App, megabytes: int) -> None:
     line = "x" * 1023 + "\n"
     for _ in range(megabytes * 1024):
         sys.stdout.write(line)
-    app.note("flooded", "")
+    app.note("flooded", "", {})
 
 
 def prepare_process() -> None:
