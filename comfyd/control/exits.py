@@ -1,13 +1,16 @@
-"""Waiting for processes and their groups: pidfd readiness on the loop, one shared procfs pass for all stops."""
+"""How processes end: pidfd readiness on the loop, one shared procfs pass for all stops, and what killed them."""
 
 import asyncio
 from collections.abc import Callable, Mapping
 
-from comfyd.host import proc
-from comfyd.host.proc import Process
+from comfyd.control.runs import Run
+from comfyd.host import oom, proc
+from comfyd.host.proc import Process, Status
 from comfyd.host.procfs import Member, scan_members
 
 WEAK_POLL_S = 1.0
+KILLED_EXIT = 128 + 9
+"""How a shell says that what it ran was killed."""
 
 
 async def wait_exit(process: Process) -> None:
@@ -36,6 +39,18 @@ async def _poll_exit(process: Process) -> None:
     while not proc.has_ended(process.identity):
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, WEAK_POLL_S)
+
+
+def ran_out_of_memory(run: Run, status: Status) -> bool:
+    """Whether the kernel killed it: killed by nobody of us, and the counter of its cgroup rose since it last answered.
+
+    Nobody tells the status of an adopted process; there the counter alone says it. Blocking.
+    """
+    killed = status.signal == "SIGKILL" or status.code == KILLED_EXIT or (run.adopted and status == Status())
+    if not killed or run.stop is not None or run.kills_before is None:
+        return False
+    found = oom.read(run.kills_before.path)
+    return found is not None and found.since(run.kills_before) > 0
 
 
 class MemberScan:

@@ -1,4 +1,7 @@
-"""Asking a run whether it is ready: HTTP 200 (or a TCP accept) and the listening socket must be ours."""
+"""Asking a run how it is: HTTP 200 (or a TCP accept) on a listening socket of ours makes it ready.
+
+Collects facts; what a silence means is decided in core/liveness.py.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -7,16 +10,40 @@ from dataclasses import dataclass
 import aiohttp
 
 from comfyd.control.runs import Run
-from comfyd.host import clock, sockets
-from comfyd.model.observed import Phase
+from comfyd.core.liveness import Vigil, ailment, is_unready, never_ready, next_probe_s
+from comfyd.host import clock, cpu, oom, sockets
+from comfyd.model.base import Condition
+from comfyd.model.observed import Evidence, Phase
 
-STARTING_PERIOD_S = 0.25
+BUSY_STATUS = 503
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    ok: bool
+    """ready: it answered as it should. alive: it answered, if only to say that it is not ready.
+
+    cpu_s: CPU seconds of its processes, where that was asked for.
+    """
+
+    ready: bool
+    alive: bool
     message: str = ""
+    cpu_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the system says of a run."""
+
+    listens: bool
+    kills: oom.Kills | None
+    cpu_s: float | None
+
+
+def _look(pid: int, port: int, *, with_cpu: bool) -> _Look:
+    """Blocking."""
+    kills, cpu_s = oom.kills(pid), cpu.session_cpu_s(pid) if with_cpu else None
+    return _Look(sockets.session_listens(pid, port), kills, cpu_s)
 
 
 class Prober:
@@ -29,28 +56,30 @@ class Prober:
         if self._session is not None:
             await self._session.close()
 
-    async def ask(self, run: Run) -> ProbeResult:
-        """One probe. Never raises but for cancellation."""
+    async def ask(self, run: Run, *, with_cpu: bool = False) -> ProbeResult:
+        """One probe. Never raises but for cancellation. Keeps the memory kills that were counted while it lived."""
         spec, probe = run.spec, run.spec.probe
         if probe.type == "none" or spec.port is None:
-            return ProbeResult(True)
-        ours = await asyncio.to_thread(sockets.session_listens, run.process.pid, spec.port)
-        if not ours:
-            return ProbeResult(False, f"port {spec.port} is not open yet")
+            return ProbeResult(True, True)
+        seen = await asyncio.to_thread(_look, run.process.pid, spec.port, with_cpu=with_cpu)
+        if not seen.listens:
+            return ProbeResult(False, False, f"port {spec.port} is not open yet", seen.cpu_s)
         try:
             async with asyncio.timeout(probe.timeout_s):
-                return await self._answer(spec.listen, spec.port, probe.type, probe.path)
+                result = await self._answer(spec.listen, spec.port, probe.type, probe.path)
         except TimeoutError:
-            return ProbeResult(False, f"no answer on port {spec.port} within {probe.timeout_s:g} s")
+            return ProbeResult(False, False, f"no answer on port {spec.port} within {probe.timeout_s:g} s", seen.cpu_s)
         except (OSError, aiohttp.ClientError) as error:
-            return ProbeResult(False, f"port {spec.port}: {type(error).__name__}: {error}")
+            return ProbeResult(False, False, f"port {spec.port}: {type(error).__name__}: {error}", seen.cpu_s)
+        run.kills_before = seen.kills or run.kills_before
+        return result
 
     async def _answer(self, listen: str, port: int, kind: str, path: str) -> ProbeResult:
         host = reachable(listen)
         if kind == "tcp":
             _, writer = await asyncio.open_connection(host, port)
             writer.close()
-            return ProbeResult(True)
+            return ProbeResult(True, True)
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(force_close=True, limit=0), trust_env=False
@@ -58,8 +87,9 @@ class Prober:
         name = f"[{host}]" if ":" in host else host
         async with self._session.get(f"http://{name}:{port}{path}", allow_redirects=False) as response:
             if response.status == 200:
-                return ProbeResult(True)
-            return ProbeResult(False, f"{path} on port {port} answers {response.status}")
+                return ProbeResult(True, True)
+            alive = response.status < 500 or response.status == BUSY_STATUS
+            return ProbeResult(False, alive, f"{path} on port {port} answers {response.status}")
 
 
 def reachable(listen: str) -> str:
@@ -68,32 +98,49 @@ def reachable(listen: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first)
 
 
-async def run_probes(run: Run, prober: Prober, changed: Callable[[Run, Phase, str], None]) -> str:
-    """Probe until cancelled; report phase changes. Returns only when the startup deadline has passed: the reason."""
-    failures = 0
-    deadline = run.started.mono + run.spec.probe.startup_deadline_s
+async def run_probes(
+    run: Run,
+    prober: Prober,
+    changed: Callable[[Run, Phase, str], None],
+    evidence: Callable[[Run], Evidence | None],
+) -> Condition:
+    """Probe until cancelled; report phase changes. Returns only when the run has to be ended: why."""
+    vigil = Vigil(heard=clock.mono())
     while True:
-        result = await prober.ask(run)
-        spec = run.spec.probe
-        if result.ok:
-            failures = 0
-            if run.phase is not Phase.READY:
-                changed(run, Phase.READY, "")
-        else:
-            failures += 1
-            run.probe_message = result.message
-            if run.phase is Phase.READY and failures >= spec.failures:
-                changed(run, Phase.UNREADY, result.message)
-        if run.phase is Phase.STARTING and clock.mono() >= deadline:
-            return f"not ready within {spec.startup_deadline_s:g} s: {result.message}"
-        await _pause(run)
+        began, spec = clock.mono(), run.spec.probe
+        result = await prober.ask(run, with_cpu=vigil.silences > 0)
+        at = clock.mono()
+        vigil = vigil.answered(at, ready=result.ready) if result.alive else vigil.missed(at, result.cpu_s)
+        _report(run, vigil, result, changed)
+        if run.phase is Phase.STARTING:
+            if at >= run.started.mono + spec.startup_deadline_s:
+                return never_ready(spec, result.message)
+        elif (found := ailment(vigil, spec, evidence(run), at)) is not None:
+            return found
+        await _pause(run, vigil, began)
 
 
-async def _pause(run: Run) -> None:
-    """Until the next probe is due. Where nothing is probed there is none, until the settings say otherwise."""
+def _report(run: Run, vigil: Vigil, result: ProbeResult, changed: Callable[[Run, Phase, str], None]) -> None:
+    if result.ready:
+        if run.phase is not Phase.READY:
+            changed(run, Phase.READY, "")
+        return
+    run.probe_message = result.message
+    if run.phase is Phase.READY and is_unready(vigil, run.spec.probe):
+        changed(run, Phase.UNREADY, result.message)
+
+
+async def _pause(run: Run, vigil: Vigil, began: float) -> None:
+    """Until the next probe is due, or something has changed. Where nothing is probed only a change ends it."""
     probe = run.spec.probe
     if probe.type == "none" or run.spec.port is None:
         await run.probe_changed.wait()
         run.probe_changed.clear()
         return
-    await asyncio.sleep(min(STARTING_PERIOD_S, probe.period_s) if run.phase is Phase.STARTING else probe.period_s)
+    due = began + next_probe_s(probe, vigil, starting=run.phase is Phase.STARTING)
+    try:
+        async with asyncio.timeout(max(0.0, due - clock.mono())):
+            await run.probe_changed.wait()
+    except TimeoutError:
+        return
+    run.probe_changed.clear()

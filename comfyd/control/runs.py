@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfyd.core.backoff import READY_RESETS_AFTER_S
+from comfyd.host.oom import Kills
 from comfyd.host.proc import Identity, Process, Status
-from comfyd.model.base import Now
+from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ExitInfo, ObservedProcess, Phase
 from comfyd.model.process import ProcessSpec
 
@@ -18,12 +19,16 @@ class StopRequest:
     drain_until: float
     grace_s: float
     asked: bool = True
-    cause: str | None = None
+    cause: Condition | None = None
 
 
 @dataclass(slots=True)
 class Run:
-    """A living process of ours. generation is the uuid in its environment."""
+    """A living process of ours. generation is the uuid in its environment.
+
+    settled: it has been ready for so long at a stretch that former crashes count no more. kills_before: how often the
+    kernel had killed for memory where it lives, when it was last seen to answer (at first: when it was started).
+    """
 
     key: str
     spec: ProcessSpec
@@ -37,6 +42,8 @@ class Run:
     phase: Phase = Phase.STARTING
     phase_since_wall: float = 0.0
     ready_since_mono: float | None = None
+    settled: bool = False
+    kills_before: Kills | None = None
     probe_message: str = ""
     adopted: bool = False
     stop: StopRequest | None = None
@@ -47,6 +54,10 @@ class Run:
     @property
     def identity_strength(self) -> Any:
         return "strong" if self.process.pidfd is not None else "weak"
+
+    def is_settled(self, mono: float) -> bool:
+        since = self.ready_since_mono
+        return self.settled or (since is not None and mono - since >= READY_RESETS_AFTER_S)
 
     def record(self) -> dict[str, Any]:
         """What the journal keeps: identity and all that adoption needs; never the environment variables."""
@@ -64,8 +75,9 @@ class Run:
 
 
 def run_from_record(record: dict[str, Any], process: Process) -> Run:
-    """The run that a journal record describes, as found alive by a new daemon."""
+    """The run that a journal record describes, as found alive by a new daemon: unready if it was ready once."""
     ready = bool(record.get("ready"))
+    silent = Phase.UNREADY if "ready" in record else Phase.STARTING
     gpus = record.get("gpus")
     started = Now(record["mono"], record["wall"])
     return Run(
@@ -78,7 +90,7 @@ def run_from_record(record: dict[str, Any], process: Process) -> Run:
         gpu_exclusive=bool(record.get("gpu_exclusive")),
         tree=record.get("tree"),
         started=started,
-        phase=Phase.READY if ready else Phase.STARTING,
+        phase=Phase.READY if ready else silent,
         phase_since_wall=started.wall,
         ready_since_mono=started.mono if ready else None,
         adopted=True,
@@ -97,15 +109,16 @@ class History:
     restarts: int = 0
     last_exit: ExitInfo | None = None
 
-    def ended(self, run: Run, status: Status, now: Now, last_lines: tuple[str, ...]) -> ExitInfo:
+    def ended(self, run: Run, status: Status, now: Now, last_lines: tuple[str, ...], *, oom: bool) -> ExitInfo:
         """Take note of an exit; a long readiness or new settings start the crash count anew."""
         stop = run.stop
+        cause = stop.cause if stop else None
         info = ExitInfo(
-            code=status.code, signal=status.signal, asked=bool(stop and stop.asked), cause=stop.cause if stop else None,
+            code=status.code, signal=status.signal, oom=oom, asked=bool(stop and stop.asked),
+            cause=cause.message if cause else None, reason=cause.reason if cause else "oom" if oom else "",
             at=now.mono, wall=now.wall, fingerprint=run.fingerprint, last_lines=last_lines,
         )  # fmt: skip
-        was_stable = run.ready_since_mono is not None and now.mono - run.ready_since_mono >= READY_RESETS_AFTER_S
-        self._count(info, was_stable)
+        self._count(info, run.is_settled(now.mono))
         return info
 
     def refused(self, fingerprint: str, now: Now, cause: str, *, short: bool = False) -> None:
@@ -146,7 +159,8 @@ def observed_run(run: Run, history: History) -> ObservedProcess:
     """Made anew only when something of it has changed: a snapshot of all runs is taken after every fact."""
     mark = (
         run.phase, run.phase_since_wall, run.ready_since_mono, run.probe_message, run.spec.port, run.gpu_exclusive,
-        run.stop.drain_until if run.stop else None, history.last_exit, history.crashes, history.restarts,
+        run.stop.drain_until if run.stop else None, run.stop.cause if run.stop else None,
+        history.last_exit, history.crashes, history.restarts,
     )  # fmt: skip
     if run.shown is None or run.shown[0] != mark:
         run.shown = (mark, _observed(run, history))
@@ -160,7 +174,7 @@ def _observed(run: Run, history: History) -> ObservedProcess:
         started_wall=run.started.wall, ready_since_mono=run.ready_since_mono, phase_since_wall=run.phase_since_wall,
         last_exit=history.last_exit, crashes=history.crashes, restarts=history.restarts,
         drain_until_mono=run.stop.drain_until if run.stop else None, tree=run.tree, adopted=run.adopted,
-        identity=run.identity_strength, probe_message=run.probe_message,
+        identity=run.identity_strength, probe_message=run.probe_message, trouble=run.stop.cause if run.stop else None,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from comfyd.control.runs import Run, identity_from_record
 from comfyd.failpoint import failpoint
-from comfyd.host import clock, proc, procfs
+from comfyd.host import clock, oom, proc, procfs
 from comfyd.host.journal import Journal
 from comfyd.host.proc import Process, SpawnError, SpawnRequest
 from comfyd.host.procfs import OWNER_VARIABLE, UUID_VARIABLE
@@ -76,6 +76,7 @@ class Spawner:
         return Run(
             key=wish.key, spec=wish.spec, process=process, generation=request.uuid, fingerprint=wish.fingerprint,
             gpus=wish.gpus, gpu_exclusive=wish.gpu_exclusive, tree=tree, started=now, phase_since_wall=now.wall,
+            kills_before=oom.kills(process.pid),
         )  # fmt: skip
 
     def _request(self, spec: ProcessSpec, flags: frozenset[str], tree: str | None) -> SpawnRequest:

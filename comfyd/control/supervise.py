@@ -8,6 +8,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,9 @@ import anyio
 import anyio.abc
 
 from comfyd.control import spawning
-from comfyd.control.exits import MemberScan, wait_exit
+from comfyd.control.exits import MemberScan, ran_out_of_memory
 from comfyd.control.pen import Pen
-from comfyd.control.probe import Prober, run_probes
+from comfyd.control.probe import Prober
 from comfyd.control.runs import (
     History,
     Run,
@@ -28,14 +29,14 @@ from comfyd.control.runs import (
     run_from_record,
 )
 from comfyd.control.spawning import Spawner
-from comfyd.control.stopping import end_process, reap
+from comfyd.control.watching import Watching
 from comfyd.failpoint import failpoint
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
 from comfyd.host.proc import SpawnError, Status
 from comfyd.live import Live
 from comfyd.logs import get_logger
-from comfyd.model.base import Now
+from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState, Phase, PortHolder
 from comfyd.model.paths import Paths
 from comfyd.model.plan import StartProcess, StopProcess
@@ -63,6 +64,7 @@ class Supervisor:
         self._history: dict[str, History] = {}
         self._scan = MemberScan(lambda: {run.generation: run.process.pid for run in self._runs.values()})
         self._prober = Prober()
+        self._watching = Watching(live, self._scan, self._prober, self._set_phase, self._give_up)
         self._tasks: anyio.abc.TaskGroup | None = None
         self._last_start: float | None = None
         self._unrecorded: tuple[int, ...] = ()
@@ -122,7 +124,7 @@ class Supervisor:
             wish = declared.get(key)
             if wish is None or wish.fingerprint != run.fingerprint:
                 continue
-            if run.spec.probe != wish.spec.probe:
+            if run.spec.probe != wish.spec.probe or self._watching.condemned(run):
                 run.probe_changed.set()
             run.spec, run.gpu_exclusive = wish.spec, wish.gpu_exclusive
         for key in [k for k in self._history if k not in declared and k not in self._runs]:
@@ -167,8 +169,14 @@ class Supervisor:
             request.drain_until = min(request.drain_until, run.stop.drain_until)
         run.stop = request
         if run.phase not in (Phase.DRAINING, Phase.STOPPING):
-            self._set_phase(run, Phase.DRAINING if self._busy(run) else Phase.STOPPING, reason)
+            busy = self._watching.prompts(run) > 0
+            self._set_phase(run, Phase.DRAINING if busy else Phase.STOPPING, reason)
         run.stop_changed.set()
+
+    def _give_up(self, run: Run, why: Condition) -> None:
+        """End a run that is of no use any more; what was given to it goes back to the queue once it is gone."""
+        cause = replace(why, since=clock.wall())
+        self._request_stop(run, StopRequest(0.0, run.spec.stop_grace_s, asked=False, cause=cause), why.message)
 
     def _of(self, key: str) -> History:
         return self._history.setdefault(key, History())
@@ -180,6 +188,7 @@ class Supervisor:
             run.probe_message = ""
             run.ready_since_mono = run.ready_since_mono or clock.mono()
         elif phase is Phase.UNREADY:
+            run.settled = run.is_settled(clock.mono())
             run.ready_since_mono = None
         self._pen.write("instance", run.key, **{"from": before.value}, to=phase.value, reason=reason)
         if (before is Phase.READY) is not (phase is Phase.READY):
@@ -190,70 +199,16 @@ class Supervisor:
         """Watch one run until it is gone or we are cancelled (= leave). No bug here reaches a sibling."""
         while True:
             try:
-                status = await self._watch(run)
+                status = await self._watching.until_gone(run)
                 await self._finished(run, status)
                 return
             except Exception as error:
                 log.exception("watching failed, watching again", instance=run.key, reason=str(error))
                 await asyncio.sleep(1)
 
-    async def _watch(self, run: Run) -> Status:
-        exited = asyncio.ensure_future(wait_exit(run.process))
-        asked = asyncio.ensure_future(run.stop_changed.wait())
-        probing = asyncio.ensure_future(run_probes(run, self._prober, self._set_phase_if_running))
-        try:
-            await asyncio.wait({exited, asked, probing}, return_when=asyncio.FIRST_COMPLETED)
-            if probing.done() and not exited.done() and run.stop is None:
-                cause = probing.result()
-                self._request_stop(run, StopRequest(0.0, run.spec.stop_grace_s, asked=False, cause=cause), cause)
-            probing.cancel()
-            if exited.done():
-                return await reap(run, self._scan, kill_at=0.0)
-            await self._drain(run, exited)
-        finally:
-            for task in (exited, asked, probing):
-                task.cancel()
-        return await self._end(run)
-
-    async def _end(self, run: Run) -> Status:
-        """Once begun, a stop is finished whatever is cancelled."""
-        if run.phase is not Phase.STOPPING:
-            self._set_phase(run, Phase.STOPPING, "")
-        grace = run.stop.grace_s if run.stop else run.spec.stop_grace_s
-        ending = asyncio.ensure_future(end_process(run, grace, self._scan))
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({ending})
-        return ending.result()
-
-    def _set_phase_if_running(self, run: Run, phase: Phase, reason: str) -> None:
-        if run.stop is None:
-            self._set_phase(run, phase, reason)
-
-    async def _drain(self, run: Run, exited: "asyncio.Future[None]") -> None:
-        """Wait until its prompts are done, the drain time is over, or it ends by itself."""
-        while run.stop is not None and not exited.done():
-            seq = self._live.evidence.seq
-            left = run.stop.drain_until - clock.mono()
-            if not self._busy(run) or left <= 0:
-                return
-            run.stop_changed.clear()
-            waits: list[asyncio.Future[Any]] = [
-                asyncio.ensure_future(self._live.evidence.wait_changed(seq)),
-                asyncio.ensure_future(run.stop_changed.wait()),
-            ]
-            try:
-                await asyncio.wait([*waits, exited], timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
-
-    def _busy(self, run: Run) -> bool:
-        evidence = self._live.evidence.get().get(run.key)
-        return evidence is not None and evidence.generation == run.generation and evidence.in_flight > 0
-
     async def _finished(self, run: Run, status: Status) -> None:
-        tail = await asyncio.to_thread(self._put_away, run)
-        info = self._of(run.key).ended(run, status, now(), tail)
+        tail, oom = await asyncio.to_thread(self._put_away, run, status)
+        info = self._of(run.key).ended(run, status, now(), tail, oom=oom)
         if info.code in spawning.EXEC_FAILED and not info.asked:
             cause = f"{spawning.EXEC_FAILED[info.code]}: {run.spec.argv[0]}"
             self._of(run.key).last_exit = info.model_copy(update={"cause": cause})
@@ -266,13 +221,13 @@ class Supervisor:
         )
         self._changed()
 
-    def _put_away(self, run: Run) -> tuple[str, ...]:
-        """What is left of an ended run on disk. Returns the end of its log. Blocking."""
+    def _put_away(self, run: Run, status: Status) -> tuple[tuple[str, ...], bool]:
+        """What is left of an ended run on disk: (end of its log, killed by the kernel for memory?). Blocking."""
         failpoint("exit_seen")
-        tail = spawning.last_lines(run.spec.log)
+        tail, oom = spawning.last_lines(run.spec.log), ran_out_of_memory(run, status)
         spawning.remove_pid_file(run.spec, run.process.pid)
         self._journal.ended(run.generation)
-        return tail
+        return tail, oom
 
     def _refused(self, action: StartProcess, error: SpawnError) -> None:
         history = self._of(action.key)

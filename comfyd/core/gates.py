@@ -18,7 +18,7 @@ def exit_hold(wish: DesiredProcess, seen: ObservedProcess | None) -> Condition |
         return None
     if last.short:  # it never ran
         return None
-    clean = last.code == 0 or last.signal in ("SIGTERM", "SIGINT")
+    clean = last.cause is None and (last.code == 0 or last.signal in ("SIGTERM", "SIGINT"))
     if wish.restart_policy == "on_failure" and not clean:
         return None
     message = f"ended ({last.text()}) and its restart policy is {wish.restart_policy}"

@@ -28,6 +28,12 @@ from comfyd.model.view import (
 
 SHOWN_HOLDS = {"waiting_env", "blocked", "backoff", "failed", "conflict", "stopped"}
 BAD_ARGUMENTS_EXIT = 2
+ENDED_HINTS = {
+    "oom": "give it more memory, or run fewer instances; `--lowvram` and smaller models need less",
+    "unresponsive": "the end of its log shows what it did last",
+    "device_errors": "`nvidia-smi` and the kernel log tell whether the GPU is lost",
+    "not_ready_in_time": "its log shows what it waits for; `probe.startup_deadline_s` gives it longer",
+}
 SHOWN_LINES = 20
 
 
@@ -162,12 +168,28 @@ def _conditions(
         bad = _bad_arguments(seen.last_exit)
         if bad is not None:
             yield bad
-    if seen.alive and seen.phase in (Phase.STARTING, Phase.UNREADY) and seen.probe_message:
+    unhealthy = _unhealthy(seen)
+    if unhealthy is not None:
+        yield unhealthy
+    if seen.phase is Phase.STARTING and seen.probe_message:
         yield Condition("not_ready", "probe", seen.probe_message, since=seen.phase_since_wall)
+    if seen.phase is Phase.UNREADY:
+        hint = "it gets no tasks until it answers; it is started anew if it stays silent"
+        yield Condition("not_ready", "unready", seen.probe_message, hint, since=seen.phase_since_wall)
     environment = given.observed.environment(wish.environment) if wish.environment else None
     if seen.alive and seen.tree and environment and environment.tree and seen.tree != environment.tree:
         message = f"runs generation {seen.tree.rpartition('.')[2]}, generation {environment.generation} is installed"
         yield Condition("restart_required", "new_generation", message, f"comfyd restart {wish.key.rpartition('/')[2]}")
+
+
+def _unhealthy(seen: ObservedProcess) -> Condition | None:
+    """Why we end it, or had to, or the kernel did: until it is ready again."""
+    last = seen.last_exit
+    if seen.trouble is not None:
+        return seen.trouble
+    if last is None or not last.reason or last.asked or seen.phase in (Phase.READY, Phase.UNREADY):
+        return None
+    return Condition("unhealthy", last.reason, last.text(), ENDED_HINTS.get(last.reason, ""), last.wall)
 
 
 def _bad_arguments(last: ExitInfo) -> Condition | None:
@@ -180,8 +202,8 @@ def _bad_arguments(last: ExitInfo) -> Condition | None:
 
 def _exit(last: ExitInfo) -> ExitView:
     return ExitView(
-        code=last.code, signal=last.signal, oom=last.oom, asked=last.asked, at=rfc3339(last.wall) or "",
-        text=last.text(), last_lines=last.last_lines[-SHOWN_LINES:],
+        code=last.code, signal=last.signal, oom=last.oom, reason=last.reason, asked=last.asked,
+        at=rfc3339(last.wall) or "", text=last.text(), last_lines=last.last_lines[-SHOWN_LINES:],
     )  # fmt: skip
 
 

@@ -29,11 +29,14 @@ def digest(value: Any) -> str:
 
 
 class ProbeSpec(Frozen):
-    """How readiness and liveness are asked. All durations in seconds; numbers from faults.md 2.4."""
+    """How readiness and liveness are asked. All durations in seconds.
+
+    liveness_period_s times liveness_failures: how long an idle run may be silent; core/liveness.py has the rest.
+    """
 
     type: Literal["http", "tcp", "none"] = "http"
     path: str = Field(default="/prompt", pattern=PROBE_PATH, max_length=1000)
-    timeout_s: float = Field(default=5.0, gt=0, le=600)
+    timeout_s: float = Field(default=3.0, gt=0, le=600)
     startup_deadline_s: float = Field(default=600.0, gt=0)
     period_s: float = Field(default=5.0, gt=0)
     failures: int = Field(default=3, ge=1)

@@ -19,6 +19,9 @@ class Phase(StrEnum):
     GONE = "gone"
 
 
+DEVICE_ERRORS = 3
+"""So many in a row, and it is not the tasks."""
+
 ALIVE = frozenset({Phase.STARTING, Phase.READY, Phase.UNREADY, Phase.DRAINING, Phase.STOPPING})
 
 
@@ -27,7 +30,8 @@ class ExitInfo(Frozen):
 
     asked: we stopped it. at: mono seconds; wall: wall seconds. fingerprint: what it was started with.
     last_lines: the end of its log. oom: the kernel killed it for memory. cause: our own words where we know better (the
-    system refused the spawn, it never became ready).
+    system refused the spawn, it never became ready). reason: stable name of what made it end, if it is known:
+    `oom`, or why we ended it ourselves (`unresponsive`, `device_errors`, `not_ready_in_time`).
     """
 
     code: int | None = None
@@ -36,6 +40,7 @@ class ExitInfo(Frozen):
     short: bool = False
     asked: bool = False
     cause: str | None = None
+    reason: str = ""
     at: float
     wall: float
     fingerprint: str = ""
@@ -56,6 +61,7 @@ class ObservedProcess(Frozen):
 
     Times ending in _mono are CLOCK_BOOTTIME seconds, in _wall epoch seconds. crashes: consecutive crashes without
     10 min of readiness between them. tree: the real folder it runs from (pin target). probe_message: last probe result.
+    trouble: why we are ending it, although nobody asked for that.
     """
 
     key: str
@@ -78,6 +84,7 @@ class ObservedProcess(Frozen):
     adopted: bool = False
     identity: Literal["strong", "weak"] = "strong"
     probe_message: str = ""
+    trouble: Condition | None = None
 
     @property
     def alive(self) -> bool:
@@ -159,7 +166,8 @@ class Evidence(Frozen):
     """What dispatch sees of one process run; read by control's drain and probes.
 
     in_flight: prompts given to it and not finished. progress_mono: last progress of a running prompt.
-    device_errors: CUDA/device errors in a row on different tasks.
+    device_errors: prompts in a row that ended with a CUDA or device error; poisoned: one of them was of a kind after
+    which nothing works in that process any more. device_message: what the latest one said.
     """
 
     key: str
@@ -167,3 +175,10 @@ class Evidence(Frozen):
     in_flight: int = 0
     progress_mono: float | None = None
     device_errors: int = 0
+    poisoned: bool = False
+    device_message: str = ""
+
+    @property
+    def condemned(self) -> bool:
+        """It is of no use any more: it gets no prompts and is started anew."""
+        return self.poisoned or self.device_errors >= DEVICE_ERRORS

@@ -19,11 +19,12 @@ class ConditionView(Frozen):
 
 
 class ExitView(Frozen):
-    """How the last run ended; `text` is one phrase for people."""
+    """How the last run ended; `text` is one phrase for people, `reason` a stable name, where it is known."""
 
     code: int | None = None
     signal: str | None = None
     oom: bool = False
+    reason: str = ""
     asked: bool = False
     at: str
     text: str
