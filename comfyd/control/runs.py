@@ -97,20 +97,22 @@ class History:
     restarts: int = 0
     last_exit: ExitInfo | None = None
 
-    def ended(self, run: Run, status: Status, now: Now, last_lines: tuple[str, ...]) -> ExitInfo:
+    def ended(self, run: Run, status: Status, now: Now, last_lines: tuple[str, ...], oom: bool = False) -> ExitInfo:
         """Take note of an exit; a long readiness or new settings start the crash count anew."""
         stop = run.stop
         info = ExitInfo(
-            code=status.code, signal=status.signal, asked=bool(stop and stop.asked), cause=stop.cause if stop else None,
-            at=now.mono, wall=now.wall, fingerprint=run.fingerprint, last_lines=last_lines,
+            code=status.code, signal=status.signal, oom=oom, asked=bool(stop and stop.asked),
+            cause=stop.cause if stop else None, at=now.mono, wall=now.wall, fingerprint=run.fingerprint,
+            last_lines=last_lines,
         )  # fmt: skip
         was_stable = run.ready_since_mono is not None and now.mono - run.ready_since_mono >= READY_RESETS_AFTER_S
         self._count(info, was_stable)
         return info
 
-    def refused(self, fingerprint: str, now: Now, cause: str) -> None:
-        """A start that never became a run, or a run whose end nobody saw: counts like a crash."""
-        self._count(ExitInfo(cause=cause, at=now.mono, wall=now.wall, fingerprint=fingerprint), was_stable=False)
+    def refused(self, fingerprint: str, now: Now, cause: str, errno: str | None = None) -> None:
+        """A start that never became a run (errno says why), or a run whose end nobody saw: counts like a crash."""
+        info = ExitInfo(cause=cause, errno=errno, at=now.mono, wall=now.wall, fingerprint=fingerprint)
+        self._count(info, was_stable=False)
 
     def _count(self, info: ExitInfo, was_stable: bool) -> None:
         changed = self.last_exit is not None and self.last_exit.fingerprint != info.fingerprint

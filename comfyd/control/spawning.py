@@ -18,7 +18,7 @@ from comfyd.model.base import Now
 from comfyd.model.plan import StartProcess
 from comfyd.model.process import ProcessSpec
 
-EXEC_FAILED = {126: "the program could not be executed", 127: "the program was not found"}
+EXEC_FAILED = {126: ("EACCES", "the program could not be executed"), 127: ("ENOENT", "the program was not found")}
 PART = 25
 LAST_LINES, TAIL_BYTES = 50, 32 * 1024
 

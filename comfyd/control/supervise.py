@@ -4,6 +4,7 @@ Owns: runs and histories. Must not: decide what should run.
 """
 
 import asyncio
+import errno
 import hashlib
 import os
 import signal
@@ -31,6 +32,7 @@ from comfyd.control.spawning import Spawner
 from comfyd.control.stopping import end_process, reap
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
+from comfyd.host.memory import OomKills
 from comfyd.host.proc import SpawnError, Status
 from comfyd.live import Live
 from comfyd.logs import get_logger
@@ -62,6 +64,7 @@ class Supervisor:
         self._history: dict[str, History] = {}
         self._scan = MemberScan(lambda: {run.generation: run.process.pid for run in self._runs.values()})
         self._prober = Prober()
+        self._kills = OomKills()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._last_start: float | None = None
         self._unrecorded: tuple[int, ...] = ()
@@ -251,11 +254,12 @@ class Supervisor:
         return evidence is not None and evidence.generation == run.generation and evidence.in_flight > 0
 
     async def _finished(self, run: Run, status: Status) -> None:
-        tail = await asyncio.to_thread(self._put_away, run)
-        info = self._of(run.key).ended(run, status, now(), tail)
+        tail, oom = await asyncio.to_thread(self._put_away, run, status)
+        info = self._of(run.key).ended(run, status, now(), tail, oom)
         if info.code in spawning.EXEC_FAILED and not info.asked:
-            cause = f"{spawning.EXEC_FAILED[info.code]}: {run.spec.argv[0]}"
-            self._of(run.key).last_exit = info.model_copy(update={"cause": cause})
+            name, cause = spawning.EXEC_FAILED[info.code]
+            update = {"errno": name, "cause": f"{cause}: {run.spec.argv[0]}"}
+            self._of(run.key).last_exit = info.model_copy(update=update)
         run.process.close()
         del self._runs[run.key]
         self._gone.set()
@@ -265,17 +269,18 @@ class Supervisor:
         )
         self._changed()
 
-    def _put_away(self, run: Run) -> tuple[str, ...]:
-        """What is left of an ended run on disk. Returns the end of its log. Blocking."""
+    def _put_away(self, run: Run, status: Status) -> tuple[tuple[str, ...], bool]:
+        """What is left of an ended run on disk. Returns the end of its log, and whether memory ended it. Blocking."""
+        oom = run.stop is None and status.signal == "SIGKILL" and self._kills.one_more()
         tail = spawning.last_lines(run.spec.log)
         spawning.remove_pid_file(run.spec, run.process.pid)
         self._journal.ended(run.generation)
-        return tail
+        return tail, oom
 
     def _refused(self, action: StartProcess, error: SpawnError) -> None:
         history = self._of(action.key)
         cause = f"could not be started: {error.strerror}: {error.filename or ''}".rstrip(": ")
-        history.refused(action.process.fingerprint, now(), cause)
+        history.refused(action.process.fingerprint, now(), cause, errno.errorcode.get(error.errno or 0))
         self._pen.fact(f"crash/{action.key}", history.as_fact(self._boot_id))
         self._pen.write("instance", action.key, to="gone", reason=cause)
 

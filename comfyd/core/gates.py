@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from comfyd.core.exits import exit_hint, exit_reason, exit_text
 from comfyd.model.base import Condition
-from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState
+from comfyd.model.observed import ExitInfo, ObservedEnvironment, ObservedProcess, ObservedState
 from comfyd.model.process import DesiredProcess
 
 
@@ -15,8 +16,16 @@ def exit_hold(wish: DesiredProcess, seen: ObservedProcess | None) -> Condition |
     clean = last.code == 0 or last.signal in ("SIGTERM", "SIGINT")
     if wish.restart_policy == "on_failure" and not clean:
         return None
-    message = f"ended ({last.text()}) and its restart policy is {wish.restart_policy}"
-    return Condition("stopped" if clean else "failed", "ended", message, "`comfyd start` runs it again", last.wall)
+    message = f"ended ({exit_text(last)}) and its restart policy is {wish.restart_policy}"
+    hint = "`comfyd start` runs it again" if clean else f"{exit_hint(last)}; `comfyd start` runs it again"
+    return Condition("stopped" if clean else "failed", "ended", message, hint, last.wall)
+
+
+def backoff_hold(last: ExitInfo, crashes: int, left_s: float) -> Condition:
+    """Why a crashed one is not started yet: how it ended, how its log ends, when the next try comes."""
+    times = f"ended {crashes} times in a row" if crashes > 1 else "ended"
+    message = f"{times} ({exit_text(last)}), next start in {left_s:.0f} s"
+    return Condition("backoff", exit_reason(last), message, exit_hint(last), last.wall)
 
 
 def environment_hold(wish: DesiredProcess, seen: ObservedEnvironment | None) -> Condition | None:
@@ -25,18 +34,35 @@ def environment_hold(wish: DesiredProcess, seen: ObservedEnvironment | None) -> 
         return None
     name = wish.environment
     if seen is None or seen.state == "absent":
-        return Condition("waiting_env", "not_installed", f"environment {name} is not installed yet")
+        hint = f"its install begins by itself; `comfyd env list` shows {name}"
+        return Condition("waiting_env", "not_installed", f"environment {name} is not installed yet", hint)
     if seen.state == "installing":
-        step = next((s.name for s in seen.steps if s.state == "running"), "")
-        return Condition(
-            "waiting_env", "installing", f"environment {name} is being installed" + (f": {step}" if step else "")
-        )
+        step = next((s for s in seen.steps if s.state == "running"), None)
+        began = next((s.started_at for s in seen.steps if s.started_at is not None), None)
+        message = f"environment {name} is being installed" + (f": {step.name}" if step else "")
+        hint = f"wait; {seen.log or 'the install log'} tells what it does"
+        if step is not None and step.name == "nodes_and_models":
+            hint += "; SKIP_MODEL_DOWNLOAD=true leaves models out"
+        return Condition("waiting_env", "installing", message, hint, began)
     cause = f": {seen.condition.message}" if seen.condition else ""
     if seen.state == "conflict":
         hint = f"move the directory ComfyUI-{name} out of the way or repair it"
-        return Condition("conflict", "environment_conflict", f"environment {name} cannot be adopted{cause}", hint)
+        since = seen.condition.since if seen.condition else None
+        return Condition(
+            "conflict", "environment_conflict", f"environment {name} cannot be adopted{cause}", hint, since
+        )
     hint = f"read {seen.log or 'the install log'}; `comfyd env install {name}` tries again at once"
-    return Condition("waiting_env", "install_failed", f"environment {name} failed to install{cause}", hint)
+    since = seen.condition.since if seen.condition else None
+    return Condition("waiting_env", "install_failed", f"environment {name} failed to install{cause}", hint, since)
+
+
+def install_backoff(seen: ObservedEnvironment, left_s: float) -> Condition:
+    """When a failed install is tried again."""
+    times = f"{seen.failures} times" if seen.failures > 1 else "once"
+    message = f"install failed {times}, next try in {left_s:.0f} s"
+    hint = f"read {seen.log or 'the install log'}; `comfyd env install {seen.name}` tries again at once"
+    since = seen.condition.since if seen.condition else None
+    return Condition("backoff", "install_failed", message, hint, since)
 
 
 def no_build_script(name: str, *, installed: bool = False) -> Condition:
@@ -57,13 +83,28 @@ def port_hold(wish: DesiredProcess, taken: Mapping[int, str], observed: Observed
         return None
     owner = taken.get(port)
     if owner is not None:
-        return Condition("blocked", "port_of_instance", f"port {port} is still used by {owner}")
+        hint = f"it starts once {owner} has ended; if {owner} is to stay, give this one another port"
+        return Condition("blocked", "port_of_instance", f"port {port} is still used by {owner}", hint)
     holder = next((h for h in observed.ports if h.port == port), None)
     if holder is None:
         return None
-    who = f"process {holder.pid} ({holder.name})" if holder.pid else "another process"
-    hint = f"end it or give this instance another port; `lsof -i :{port}` shows it"
-    return Condition("blocked", "port_in_use", f"port {port} is held by {who}, which comfyd did not start", hint)
+    if holder.pid:
+        who = f"process {holder.pid} ({holder.name}), which comfyd did not start"
+        hint = "end it or give this instance another port; it starts by itself once the port is free"
+    else:
+        who = "a process that cannot be seen from here"
+        hint = f"`lsof -i :{port}` as root or outside of the container shows it; or give this instance another port"
+    return Condition("blocked", "port_in_use", f"port {port} is held by {who}", hint)
+
+
+def gpu_hold(other: str) -> Condition:
+    message = f"{other} runs on the same GPU and one of the two wants it exclusively"
+    return Condition("blocked", "gpu_exclusive", message, "stop the other one or give it other `gpus`")
+
+
+def turn_hold(startup_delay_s: float) -> Condition:
+    message = f"startup_delay leaves {startup_delay_s:g} s between two starts"
+    return Condition("waiting_turn", "startup_delay", message, "wait; a smaller `startup_delay` starts them faster")
 
 
 def gpus_clash(wish: DesiredProcess, gpus: tuple[int | str, ...] | None, exclusive: bool) -> bool:

@@ -27,7 +27,7 @@ class ExitInfo(Frozen):
 
     asked: we stopped it. at: mono seconds; wall: wall seconds. fingerprint: what it was started with.
     last_lines: the end of its log. oom: the kernel killed it for memory. cause: our own words where we know better (the
-    system refused the spawn, it never became ready).
+    system refused the spawn, it never became ready). errno: name of the error if the system refused the spawn.
     """
 
     code: int | None = None
@@ -35,6 +35,7 @@ class ExitInfo(Frozen):
     oom: bool = False
     asked: bool = False
     cause: str | None = None
+    errno: str | None = None
     at: float
     wall: float
     fingerprint: str = ""

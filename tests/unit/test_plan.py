@@ -17,9 +17,9 @@ from comfyd.model.plan import InstallEnvironment, Plan, StartProcess, StopProces
 from comfyd.model.process import DesiredEnvironment, DesiredProcess, ProcessSpec, ResolvedState
 from tests.unit.world import WALL, World
 
-HELD = Condition("held", "environment_unknown", "no such environment")
+HELD = Condition("held", "environment_unknown", "no such environment", "correct `environment`")
 FAILED = ObservedEnvironment(name="comm", state="failed", failures=1, failed_mono=1000.0, failed_fingerprint="e1")
-OFF = Condition("stopped", "disabled", "disabled in the file")
+OFF = Condition("stopped", "disabled", "disabled in the file", "enable it")
 
 
 def wish(number: int, port: int | None = None, **given: Any) -> DesiredProcess:
@@ -435,6 +435,7 @@ def check(machine: World, desired: ResolvedState, decided: Plan) -> None:
         seen = machine.processes.get(one.key)
         if not (seen and seen.alive) and one.key not in keys:
             assert one.key in decided.holds, "whatever does not run says why"
+    assert all(hold.hint and hold.message for hold in decided.holds.values()), "and what to do"
     assert decided.wake_at is None or decided.wake_at >= machine.mono
 
 
