@@ -5,7 +5,6 @@ Owns: runs and histories. Must not: decide what should run.
 
 import asyncio
 import errno
-import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +56,7 @@ class Supervisor:
         self._live = live
         self._pen = pen
         self._changed = changed
-        owner = hashlib.sha256(os.fsencode(paths.state_dir.resolve())).hexdigest()[:16]
+        owner = procfs.owner_tag(paths.state_dir)
         self._boot_id = clock.boot_id()
         self._spawner = Spawner(self._journal, self._boot_id, procfs.pid_namespace(), owner, dict(os.environ))
         self._runs: dict[str, Run] = {}

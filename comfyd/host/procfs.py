@@ -1,8 +1,10 @@
 """What procfs says of processes: their stat, our tags in their environment, who is left of a run. Reads only."""
 
+import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 UUID_VARIABLE = "COMFYD_PROCESS_UUID"
 OWNER_VARIABLE = "COMFYD_PROCESS_OWNER"
@@ -47,6 +49,22 @@ def uuid_of(pid: int) -> str | None:
 def owner_of(pid: int) -> str | None:
     """Which daemon (state folder) started it."""
     return _variable_of(pid, OWNER_VARIABLE)
+
+
+def owner_tag(state_dir: Path) -> str:
+    """What the daemon of a state folder writes into OWNER_VARIABLE of all it starts."""
+    return hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:16]
+
+
+def command_line(pid: int) -> str:
+    """Its arguments with spaces between; empty if it is gone or a kernel thread."""
+    return _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()
+
+
+def variables_of(pid: int) -> dict[str, str]:
+    """The environment that a process was started with; empty if it may not be read."""
+    pairs = (part.partition(b"=") for part in _read(f"/proc/{pid}/environ").split(b"\0") if b"=" in part)
+    return {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, _, value in pairs}
 
 
 def all_pids() -> list[int]:

@@ -38,8 +38,7 @@ def accepted(args: list[str]) -> bool:
     try:
         with redirect_stderr(io.StringIO()):
             PARSER.parse_args(args)
-    except SystemExit as ended:
-        assert ended.code == 2
+    except SystemExit:
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Since when a condition holds: kept while its cause goes on, new with a new cause, and the same however often asked."""
+"""Since when a condition holds: kept while its cause goes on, new with a new one, the same however often asked."""
 
 import dataclasses
 from typing import Any
