@@ -8,6 +8,8 @@ from comfyd.cli.local import settings_of
 from comfyd.cli.text import clean, print_json, say
 from comfyd.cli.verb import FAILED, USAGE, Failure, Session, argument, verb
 
+ANSWER_S = 10.0
+"""A daemon that takes longer is a finding, not something to wait for."""
 COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m"}
 
 
@@ -19,7 +21,8 @@ def doctor(session: Session, bundle: str | None) -> int:
     from comfyd.doctor.examine import examine
     from comfyd.doctor.text import lines_of, verdict
 
-    diagnosis, scene = examine(settings, session.client)
+    with session.new_client(timeout=ANSWER_S) as client:
+        diagnosis, scene = examine(settings, client)
     members: tuple[str, ...] = ()
     if file is not None:
         from comfyd.doctor.bundle import write_bundle

@@ -27,8 +27,10 @@ from comfyd.model.finding import Diagnosis
 
 LOG_BYTES = 256 * 1024
 MANY_FILES = 200
-_SHOWN_VARIABLES = ("COMFY", "CUDA_", "NVIDIA_", "PYTHON", "PATH", "LANG", "TZ", "LD_", "DISABLE_", "EXTRA_ARGS",
-                    "SKIP_MODEL_DOWNLOAD", "WORKFLOW", "HF_", "CIVITAI_", "JUPYTER_", "HTTP", "HTTPS", "TORCH_")  # fmt: skip
+_SHOWN_VARIABLES = (
+    "COMFY", "CUDA_", "NVIDIA_", "PYTHON", "PATH", "LANG", "TZ", "LD_", "DISABLE_", "EXTRA_ARGS", "HTTP", "HTTPS",
+    "SKIP_MODEL_DOWNLOAD", "WORKFLOW", "HF_", "CIVITAI_", "JUPYTER_", "TORCH_",
+)  # fmt: skip
 
 
 def write_bundle(file: Path, diagnosis: Diagnosis, scene: Scene) -> tuple[str, ...]:
