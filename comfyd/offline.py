@@ -52,9 +52,14 @@ class RewritePreview:
 
 
 def validate(settings: Settings, candidate: Path | None = None) -> ParseResult:
-    """Parse all files as the daemon would; `candidate` stands in for instances.json."""
-    files = read_config_files(_paths(settings, candidate))
-    return parse(files, variables_from(settings), None)
+    """Parse all files as the daemon would; `candidate` stands in for instances.json.
+
+    Arguments are compared with what the --help of an installed environment lists, too.
+    """
+    paths = _paths(settings, candidate)
+    files = read_config_files(paths)
+    flags = {one.name: observe(paths, one.name, skip_models=True).flags for one in files.environments}
+    return parse(files, variables_from(settings), None, flags)
 
 
 def plan_offline(settings: Settings, candidate: Path | None = None) -> OfflinePlan:
@@ -65,12 +70,17 @@ def plan_offline(settings: Settings, candidate: Path | None = None) -> OfflinePl
         raise ComfydError(
             "\n".join(texts) or "there is nothing to plan", code="invalid_config", details={"issues": texts}
         )
-    paths = paths_from(settings)
     now = Now(clock.mono(), clock.wall())
-    facts = MachineFacts(paths=paths, container=clock.container_id())
-    wished = resolve(result.desired, (), variables_from(settings), facts, now)
-    observed = _observe(paths, result.desired, wished, skip_models=settings.skip_model_download)
+    wished, observed = look(settings, result.desired, now)
     return OfflinePlan(plan_view(plan(wished, observed, now), now), result.issues)
+
+
+def look(settings: Settings, desired: DesiredState, now: Now) -> tuple[ResolvedState, ObservedState]:
+    """What is wished without overrides, and what of it stands on disk and on ports; as if no process ran."""
+    paths = paths_from(settings)
+    facts = MachineFacts(paths=paths, container=clock.container_id())
+    wished = resolve(desired, (), variables_from(settings), facts, now)
+    return wished, _observe(paths, desired, wished, skip_models=settings.skip_model_download)
 
 
 def rewrite_preview(settings: Settings, environment: str) -> RewritePreview:

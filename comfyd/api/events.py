@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from comfyd.api.operation import Call, op
 from comfyd.api.streams import STALLED_READER_S, ended, first_of
 from comfyd.api.wire import Answer, Ask
-from comfyd.core.view import rfc3339
+from comfyd.core.shown import rfc3339
 from comfyd.errors import ComfydError
 from comfyd.model.task import Event
 

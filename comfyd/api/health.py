@@ -12,7 +12,7 @@ from comfyd.api.context import ApiContext
 from comfyd.api.operation import Call, op
 from comfyd.api.views import status_view
 from comfyd.api.wire import Answer
-from comfyd.core.view import rfc3339
+from comfyd.core.shown import rfc3339
 from comfyd.errors import ComfydError
 from comfyd.model.task import TaskStats
 

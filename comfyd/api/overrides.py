@@ -11,7 +11,7 @@ from comfyd.api.wire import Answer, Ask, Instant
 from comfyd.api.wishes import fresh, run_down, run_up, write
 from comfyd.core.config import check_fields, overlay
 from comfyd.core.config_report import Report
-from comfyd.core.view import rfc3339
+from comfyd.core.shown import rfc3339
 from comfyd.errors import ComfydError
 from comfyd.model.desired import Override
 

@@ -16,6 +16,7 @@ from comfyd.api.wishes import until
 from comfyd.core.config import parse
 from comfyd.core.plan import plan
 from comfyd.core.resolve import resolve
+from comfyd.core.since import dated
 from comfyd.core.view import plan_view
 from comfyd.errors import ComfydError
 from comfyd.host.clock import container_id
@@ -50,7 +51,7 @@ class ReloadAnswer(Answer):
 async def show_plan(call: Call[None, None]) -> PlanView:
     """The actions the next reconcile would take, each with its reason, and why the rest waits."""
     live, now = call.context.live, call.context.clock()
-    return plan_view(plan(live.resolved.get(), live.observed.get(), now), now)
+    return plan_view(dated(plan(live.resolved.get(), live.observed.get(), now), live.plan.get(), now), now)
 
 
 @op("POST", "/api/comfyui/plan", scope="client", body=Candidate, response=PreviewAnswer, decode=bytes, errors=(503,))
@@ -71,7 +72,8 @@ async def preview_plan(call: Call[Candidate, None]) -> PreviewAnswer:
         )
     now = context.clock()
     resolved = resolve(parsed.desired, await context.node.overrides(), variables, await _facts(context), now)
-    shown = plan_view(plan(resolved, context.live.observed.get(), now), now)
+    decided = plan(resolved, context.live.observed.get(), now)
+    shown = plan_view(dated(decided, context.live.plan.get(), now), now)
     return PreviewAnswer(**dict(shown), issues=issues)
 
 

@@ -127,5 +127,9 @@ def _tell(shown: dict[str, Any]) -> None:
         print(clean(f"! hold {key}: {hold['type']}/{hold['reason']}: {hold['message']}"))
         if hold.get("hint"):
             print(clean(f"       {hold['hint']}"))
+    for key, warnings in shown.get("warnings", {}).items():
+        for one in warnings:
+            print(clean(f"? doubt {key}: {one['type']}/{one['reason']}: {one['message']}"))
+            print(clean(f"       {one['hint']}"))
     if not shown["actions"]:
         say("nothing to do")

@@ -23,6 +23,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "env": ("environments", "list or install environments"),
     "reload": ("status", "read the files again now"),
     "health": ("status", "ask whether the daemon answers"),
+    "doctor": ("doctor", "say what is wrong with it, its files and this machine; --bundle for a bug report"),
     "version": ("status", "print the version"),
 }
 ABOUT = """Keep the right ComfyUI instances alive on this machine.

@@ -5,26 +5,45 @@ import time
 from typing import Any
 
 from comfyd import __version__
-from comfyd.cli.text import age, clean, print_json, print_table, say, why
+from comfyd.cli.instance_text import cause, print_reason, show_instance, show_reasons
+from comfyd.cli.match import one
+from comfyd.cli.text import age, clean, print_json, print_table, say
 from comfyd.cli.verb import BAD_CONFIG, DEGRADED, FAILED, TIMED_OUT, Session, argument, report, verb, version_text
 from comfyd.client import ApiError, DaemonUnreachable
 from comfyd.client.shapes import Config, Status
 
 WATCH_PERIOD_S = 1.0
+CALM = frozenset({"adopted", "nodes_carried"})
+"""Conditions of environments that ask for nothing; `comfyd env list` shows them."""
 COLUMNS = ("name", "id", "env", "port", "state", "pid", "since", "restarts", "reason")
 
 
-@verb("status", argument("--watch", "-w", action="store_true", help="show it again after every change"))
-def status(session: Session, watch: bool) -> int:
+@verb(
+    "status",
+    argument("name", nargs="?", metavar="NAME|ID|PORT", help="only this instance, with the end of its log"),
+    argument("--watch", "-w", action="store_true", help="show it again after every change"),
+)
+def status(session: Session, name: str | None, watch: bool) -> int:
     """Show every instance and why it is not ready. Exit code 3: no daemon, or something wanted is not ready."""
     if watch:
-        return _watch(session)
+        return _watch(session, name)
     try:
         seen = session.client.status()
     except DaemonUnreachable as error:
         return _not_running(session, error)
-    _show(session, seen)
-    return DEGRADED if degraded(seen) else 0
+    return _shown(session, seen, name)
+
+
+def _shown(session: Session, seen: Status, name: str | None) -> int:
+    if name is None:
+        _show(session, seen)
+        return DEGRADED if degraded(seen) else 0
+    found = one(seen.get("instances", []), name)
+    if session.as_json:
+        print_json(found)
+    else:
+        show_instance(found, seen.get("time"))
+    return 0 if found.get("ready") or found.get("desired", "up") == "down" else DEGRADED
 
 
 def degraded(seen: Status) -> bool:
@@ -42,7 +61,7 @@ def _not_running(session: Session, error: DaemonUnreachable) -> int:
     return DEGRADED
 
 
-def _watch(session: Session) -> int:
+def _watch(session: Session, name: str | None) -> int:
     shown: Any = None
     while True:
         try:
@@ -54,7 +73,7 @@ def _watch(session: Session) -> int:
             shown = facts
             if sys.stdout.isatty() and not session.as_json:
                 print("\x1b[H\x1b[2J", end="")
-            _show(session, seen)
+            _shown(session, seen, name)
             sys.stdout.flush()
         time.sleep(WATCH_PERIOD_S)
 
@@ -63,16 +82,19 @@ def _show(session: Session, seen: Status) -> None:
     if session.as_json:
         print_json({**seen, "running": True, "degraded": degraded(seen)})
         return
-    now = seen.get("time")
+    now, instances = seen.get("time"), seen.get("instances", [])
     rows = [
         (
             i.get("name"), i.get("id"), i.get("environment"), i.get("port"), i.get("state"), i.get("pid"),
-            age(i.get("since"), now), i.get("restarts"), why(i.get("conditions")),
+            age(i.get("since"), now), i.get("restarts"), cause(i.get("conditions")),
         )
-        for i in seen.get("instances", [])
+        for i in instances
     ]  # fmt: skip
     print_table(COLUMNS, rows)
-    _show_environments(seen)
+    for instance in instances:
+        if instance.get("desired", "up") == "up":
+            show_reasons(instance, now)
+    _show_environments(seen, now)
     config = seen.get("config", {})
     if config.get("state", "ok") != "ok":
         say(f"config is {config.get('state')}: {clean(config.get('path'))}")
@@ -86,12 +108,17 @@ def _show_issues(config: Config) -> None:
         say(clean(f"{issue.get('file')}{place}: {issue.get('severity')}: {issue.get('message')}{hint}"))
 
 
-def _show_environments(seen: Status) -> None:
-    busy = [e for e in seen.get("environments", []) if e.get("state") not in ("installed", "absent")]
-    for one in busy:
-        step = one.get("install", {}).get("step")
-        reason = why(one.get("conditions")) or (f"step {step}" if step else "")
-        print(clean(f"environment {one.get('name')}: {one.get('state')}  {reason}".rstrip()))
+def _show_environments(seen: Status, now: str | None) -> None:
+    """Those that are not at rest, and what is wrong with the others."""
+    for each in seen.get("environments", []):
+        state, step = each.get("state"), each.get("install", {}).get("step")
+        found = [c for c in each.get("conditions", []) if c.get("type") not in CALM]
+        if state in ("installed", "absent") and not found:
+            continue
+        name = f"environment {each.get('name')}"
+        print(clean(f"{name}: {state}" + (f", step {step}" if step else "")))
+        for condition in found:
+            print_reason(name, condition, now)
 
 
 @verb("health", argument("--ready", action="store_true", help="ask for readiness (exit code 3 if not ready)"))

@@ -128,10 +128,10 @@ class Session:
             self._client = self.new_client()
         return self._client
 
-    def new_client(self) -> Client:
-        """A client of its own, for another thread."""
+    def new_client(self, timeout: float = 30.0) -> Client:
+        """A client of its own, for another thread or with another patience (seconds for an answer)."""
         try:
-            return Client(self.url, root=self.root)
+            return Client(self.url, root=self.root, timeout=timeout)
         except ValueError as error:
             raise Failure(str(error), USAGE, "bad_address") from None
 

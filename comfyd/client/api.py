@@ -187,6 +187,10 @@ class Client:
 
     # --- the daemon
 
+    def stats(self) -> dict[str, Any]:
+        """Tasks by state."""
+        return cast("dict[str, Any]", self._call("GET", "/api/stats").get("stats", {}))
+
     def health(self) -> dict[str, Any]:
         return cast("dict[str, Any]", self._call("GET", "/health"))
 

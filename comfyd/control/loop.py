@@ -18,6 +18,7 @@ from comfyd.core.gates import EDITS_ARRIVE
 from comfyd.core.memo import Memo
 from comfyd.core.plan import plan
 from comfyd.core.resolve import resolve
+from comfyd.core.since import dated
 from comfyd.failpoint import failpoint
 from comfyd.host import clock
 from comfyd.host.files import atomic_write, read_bounded
@@ -137,7 +138,7 @@ class Reconciler:
         await self._hands.know(desired.environments)
         self._supervisor.refresh(resolved)
         observed = await self._supervisor.observe(resolved, self._environments())
-        decided = plan(resolved, observed, at, self._edited_at)
+        decided = dated(plan(resolved, observed, at, self._edited_at), self._live.plan.get(), at)
         self._live.resolved.set(resolved)
         self._live.observed.set(observed)
         self._live.plan.set(decided)

@@ -121,13 +121,13 @@ class History:
         self._count(info, run.is_settled(now.mono))
         return info
 
-    def refused(self, fingerprint: str, now: Now, cause: str, *, short: bool = False) -> None:
+    def refused(self, fingerprint: str, now: Now, cause: str, errno: str | None = None) -> None:
         """A start that never became a run, or a run whose end nobody saw: counts like a crash.
 
-        short: the system had no descriptors, processes or memory to spare. That says nothing of the program.
+        errno: name of the error if the system refused the start. A shortage of its own says nothing of the program.
         """
-        info = ExitInfo(cause=cause, short=short, at=now.mono, wall=now.wall, fingerprint=fingerprint)
-        if short:
+        info = ExitInfo(cause=cause, errno=errno, at=now.mono, wall=now.wall, fingerprint=fingerprint)
+        if info.short:
             self.last_exit = info
         else:
             self._count(info, was_stable=False)

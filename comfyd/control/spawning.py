@@ -1,7 +1,6 @@
 """From StartProcess actions to processes: one batch, one journal sync, then all barriers open. Blocking code."""
 
 import contextlib
-import errno
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,7 @@ from comfyd.model.base import Now
 from comfyd.model.plan import StartProcess
 from comfyd.model.process import ProcessSpec
 
-EXEC_FAILED = {126: "the program could not be executed", 127: "the program was not found"}
-SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+EXEC_FAILED = {126: ("EACCES", "the program could not be executed"), 127: ("ENOENT", "the program was not found")}
 PART = 25
 LAST_LINES, TAIL_BYTES = 50, 32 * 1024
 

@@ -4,7 +4,7 @@ Owns: runs and histories. Must not: decide what should run.
 """
 
 import asyncio
-import hashlib
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +57,7 @@ class Supervisor:
         self._live = live
         self._pen = pen
         self._changed = changed
-        owner = hashlib.sha256(os.fsencode(paths.state_dir.resolve())).hexdigest()[:16]
+        owner = procfs.owner_tag(paths.state_dir)
         self._boot_id = clock.boot_id()
         self._spawner = Spawner(self._journal, self._boot_id, procfs.pid_namespace(), owner, dict(os.environ))
         self._runs: dict[str, Run] = {}
@@ -210,8 +210,9 @@ class Supervisor:
         tail, oom = await asyncio.to_thread(self._put_away, run, status)
         info = self._of(run.key).ended(run, status, now(), tail, oom=oom)
         if info.code in spawning.EXEC_FAILED and not info.asked:
-            cause = f"{spawning.EXEC_FAILED[info.code]}: {run.spec.argv[0]}"
-            self._of(run.key).last_exit = info.model_copy(update={"cause": cause})
+            name, cause = spawning.EXEC_FAILED[info.code]
+            update = {"errno": name, "cause": f"{cause}: {run.spec.argv[0]}"}
+            self._of(run.key).last_exit = info.model_copy(update=update)
         run.process.close()
         del self._runs[run.key]
         self._gone.set()
@@ -232,8 +233,7 @@ class Supervisor:
     def _refused(self, action: StartProcess, error: SpawnError) -> None:
         history = self._of(action.key)
         cause = f"could not be started: {error.strerror}: {error.filename or ''}".rstrip(": ")
-        short = error.errno in spawning.SHORTAGES
-        history.refused(action.process.fingerprint, now(), cause, short=short)
+        history.refused(action.process.fingerprint, now(), cause, errno.errorcode.get(error.errno or 0))
         self._pen.fact(f"crash/{action.key}", history.as_fact(self._boot_id))
         self._pen.write("instance", action.key, to="gone", reason=cause)
 

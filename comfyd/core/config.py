@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from comfyd.core.config_environments import BROKEN, is_service, read_environments, source_report
-from comfyd.core.config_instances import InstancesFile, entry_fields, read_instances
+from comfyd.core.config_instances import Flags, InstancesFile, entry_fields, read_instances
 from comfyd.core.config_report import Report, did_you_mean, validated
 from comfyd.core.config_services import read_services
 from comfyd.core.source import child, quoted
@@ -24,8 +24,10 @@ STOCK_SHA256 = "aa8633f0b294805a0659d058133c7cc10eb17deb66f9116da4abb580f1a0e7df
 LEGACY = "COMFYUI_INSTANCES"
 
 
-def parse(files: ConfigFiles, variables: Variables, previous: DesiredState | None) -> ParseResult:
-    """One revision of all files.
+def parse(
+    files: ConfigFiles, variables: Variables, previous: DesiredState | None, flags: Flags | None = None
+) -> ParseResult:
+    """One revision of all files. flags: environment -> options that its --help lists, where more warnings are wanted.
 
     instances.json is taken whole or not at all (`refused`); a broken environment or services file falls back to its
     part of `previous` by itself. Missing instances.json: state `missing`, unless COMFYUI_INSTANCES gives the fleet.
@@ -39,7 +41,7 @@ def parse(files: ConfigFiles, variables: Variables, previous: DesiredState | Non
     else:
         report, raw = source_report(source, "error", empty='write at least {"instances": []}')
     _check_mount(source, report)
-    file = None if raw is BROKEN else read_instances(raw, variables, report)
+    file = None if raw is BROKEN else read_instances(raw, variables, report, flags or {})
     if file is not None:
         _check_references(file, environments, variables, report)
     issues = (*report.sorted, *issues)

@@ -1,14 +1,15 @@
 """Command line arguments as written in files and in EXTRA_ARGS: split once, never given to a shell, checked.
 
-Owns: which flags have a field of their own, which are refused, which exclude each other. Must not: build commands.
+Owns: which flags have a field of their own and which are refused. Must not: build commands.
 """
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from comfyd.core.config_report import Report
+from comfyd.core.lint import flags_among, rivals, suggestion, unknown_flags
 from comfyd.core.source import child, quoted
 
 FIELD_FLAGS = ("--listen", "--port")
@@ -22,7 +23,6 @@ REFUSED_FLAGS = (
     "--tls-certfile",
 )
 OWN_FLAGS = ("--output-directory", "--temp-directory", "--database-url")
-EXCLUSIVE_FLAGS = ("--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram", "--cpu")
 LISTEN_EVERYWHERE = "0.0.0.0,::"
 """What ComfyUI makes of a bare `--listen`."""
 
@@ -102,12 +102,15 @@ def _refused(flag: str, report: Report, pointer: str, what: str) -> bool:
     return True
 
 
-def check_together(args: Iterable[str], report: Report, pointer: str) -> None:
-    """Warnings about the whole command line of one instance."""
-    flags = [a.partition("=")[0] for a in args]
-    rivals = list(dict.fromkeys(f for f in flags if f in EXCLUSIVE_FLAGS))
-    if len(rivals) > 1:
-        text = f"{' and '.join(rivals)} exclude each other: ComfyUI will not start"
+def check_together(args: Iterable[str], report: Report, pointer: str, known: Collection[str] = ()) -> None:
+    """Warnings about the whole command line of one instance. known: what the --help of its environment lists."""
+    words = tuple(args)
+    flags = flags_among(words)
+    for flag in unknown_flags(words, known):
+        text = f"{flag}: the --help of its environment does not list it: ComfyUI may end at once"
+        report.warning("unknown_flag", text, pointer, suggestion(flag, known))
+    for group in rivals(words, known):
+        text = f"{' and '.join(group)} exclude each other: ComfyUI will not start"
         report.warning("exclusive_flags", text, pointer, "keep one of them")
     for flag in (f for f in OWN_FLAGS if f in flags):
         text = f"{flag} replaces what comfyd sets for each instance"

@@ -6,7 +6,7 @@ Owns: the meaning and the defaults of its fields. Must not: know which environme
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfyd.core.config_args import Arguments, check_together, read_arguments
@@ -17,6 +17,7 @@ from comfyd.model.desired import ENVIRONMENT_NAME, GlobalSettings, InstanceSpec,
 from comfyd.model.sources import Variables
 
 INSTANCE_FIELDS = frozenset(InstanceSpec.model_fields)
+Flags = Mapping[str, frozenset[str]]
 NESTED: Mapping[str, type[Frozen]] = {"probe": ProbeSpec, "restart": RestartSpec}
 _GPU_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -33,18 +34,22 @@ class InstancesFile:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What holds for every instance of the file. sources: (where it was written, what it says), in command order."""
+    """What holds for every instance of the file. sources: (where it was written, what it says), in command order.
+
+    flags: environment -> options that its --help lists.
+    """
 
     environment: str
     sources: tuple[tuple[str, Arguments], ...] = ()
+    flags: Flags = field(default_factory=dict)
 
     @property
     def args(self) -> tuple[str, ...]:
         return tuple(a for _, given in self.sources for a in given.args)
 
 
-def read_instances(raw: Any, variables: Variables, report: Report) -> InstancesFile | None:
-    """The whole file; None if anything in it is wrong (then `report` has every error)."""
+def read_instances(raw: Any, variables: Variables, report: Report, flags: Flags) -> InstancesFile | None:
+    """The whole file; None if anything in it is wrong (then `report` has every error). flags: as in Shared."""
     top = members(raw, ("instances", "global_settings", "environment"), report, "", "the file")
     if top is None:
         return None
@@ -57,7 +62,7 @@ def read_instances(raw: Any, variables: Variables, report: Report) -> InstancesF
         own = Report("COMFYUI_ENVIRONMENT")
         check_environment(variables.environment, own, "")
         report.include(own)
-    shared = Shared(top.get("environment", variables.environment), sources)
+    shared = Shared(top.get("environment", variables.environment), sources, flags)
     instances = _entries(top, shared, variables, report)
     if report.failed or settings is None:
         return None
@@ -86,7 +91,8 @@ def _entries(top: dict[str, Any], shared: Shared, variables: Variables, report: 
             report.error("api_port", text, child(pointer, "port"), "choose another one, or set COMFYD_PORT")
         fields.setdefault("environment", shared.environment)
         spec = validated(InstanceSpec, fields, report, pointer)
-        check_together((*shared.args, *fields.get("extra_args", ())), report, child(pointer, "extra_args"))
+        known = shared.flags.get(fields["environment"], frozenset()) if spec is not None else frozenset()
+        check_together((*shared.args, *fields.get("extra_args", ())), report, child(pointer, "extra_args"), known)
         if spec is not None:
             found.append(spec)
     return tuple(found)

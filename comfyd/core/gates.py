@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from comfyd.core.backoff import SHORTAGE_RETRY_S, crash_delay_s
+from comfyd.core.exits import exit_hint, exit_reason, exit_text
 from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState
 from comfyd.model.process import DesiredProcess
@@ -21,8 +22,9 @@ def exit_hold(wish: DesiredProcess, seen: ObservedProcess | None) -> Condition |
     clean = last.cause is None and (last.code == 0 or last.signal in ("SIGTERM", "SIGINT"))
     if wish.restart_policy == "on_failure" and not clean:
         return None
-    message = f"ended ({last.text()}) and its restart policy is {wish.restart_policy}"
-    return Condition("stopped" if clean else "failed", "ended", message, "`comfyd start` runs it again", last.wall)
+    message = f"ended ({exit_text(last)}) and its restart policy is {wish.restart_policy}"
+    hint = "`comfyd start` runs it again" if clean else f"{exit_hint(last)}; `comfyd start` runs it again"
+    return Condition("stopped" if clean else "failed", "ended", message, hint, last.wall)
 
 
 def backoff_hold(
@@ -35,13 +37,9 @@ def backoff_hold(
     again = last.at + (SHORTAGE_RETRY_S if last.short else crash_delay_s(seen.crashes, wish.key))
     if mono >= again:
         return None, None
-    left = f"{again - mono:.0f} s"
-    if last.short:
-        hint = "end what uses up open files, processes or memory, or raise the limit"
-        return Condition("backoff", "no_resources", f"{last.text()}; next try in {left}", hint, last.wall), again
-    message = f"ended {seen.crashes} times in a row ({last.text()}), next start in {left}"
-    hint = "read the end of its log; `comfyd restart` starts it at once"
-    return Condition("backoff", "crashed", message, hint, last.wall), again
+    times = f"ended {seen.crashes} times in a row" if seen.crashes > 1 and not last.short else "ended"
+    message = f"{times} ({exit_text(last)}), next start in {again - mono:.0f} s"
+    return Condition("backoff", exit_reason(last), message, exit_hint(last), last.wall), again
 
 
 def environment_hold(wish: DesiredProcess, seen: ObservedEnvironment | None) -> Condition | None:
@@ -50,18 +48,35 @@ def environment_hold(wish: DesiredProcess, seen: ObservedEnvironment | None) -> 
         return None
     name = wish.environment
     if seen is None or seen.state == "absent":
-        return Condition("waiting_env", "not_installed", f"environment {name} is not installed yet")
+        hint = f"its install begins by itself; `comfyd env list` shows {name}"
+        return Condition("waiting_env", "not_installed", f"environment {name} is not installed yet", hint)
     if seen.state == "installing":
-        step = next((s.name for s in seen.steps if s.state == "running"), "")
-        return Condition(
-            "waiting_env", "installing", f"environment {name} is being installed" + (f": {step}" if step else "")
-        )
+        step = next((s for s in seen.steps if s.state == "running"), None)
+        began = next((s.started_at for s in seen.steps if s.started_at is not None), None)
+        message = f"environment {name} is being installed" + (f": {step.name}" if step else "")
+        hint = f"wait; {seen.log or 'the install log'} tells what it does"
+        if step is not None and step.name == "nodes_and_models":
+            hint += "; SKIP_MODEL_DOWNLOAD=true leaves models out"
+        return Condition("waiting_env", "installing", message, hint, began)
     cause = f": {seen.condition.message}" if seen.condition else ""
     if seen.state == "conflict":
         hint = f"move the directory ComfyUI-{name} out of the way or repair it"
-        return Condition("conflict", "environment_conflict", f"environment {name} cannot be adopted{cause}", hint)
+        since = seen.condition.since if seen.condition else None
+        return Condition(
+            "conflict", "environment_conflict", f"environment {name} cannot be adopted{cause}", hint, since
+        )
     hint = f"read {seen.log or 'the install log'}; `comfyd env install {name}` tries again at once"
-    return Condition("waiting_env", "install_failed", f"environment {name} failed to install{cause}", hint)
+    since = seen.condition.since if seen.condition else None
+    return Condition("waiting_env", "install_failed", f"environment {name} failed to install{cause}", hint, since)
+
+
+def install_backoff(seen: ObservedEnvironment, left_s: float) -> Condition:
+    """When a failed install is tried again."""
+    times = f"{seen.failures} times" if seen.failures > 1 else "once"
+    message = f"install failed {times}, next try in {left_s:.0f} s"
+    hint = f"read {seen.log or 'the install log'}; `comfyd env install {seen.name}` tries again at once"
+    since = seen.condition.since if seen.condition else None
+    return Condition("backoff", "install_failed", message, hint, since)
 
 
 def no_build_script(name: str, *, installed: bool = False) -> Condition:
@@ -82,13 +97,28 @@ def port_hold(wish: DesiredProcess, taken: Mapping[int, str], observed: Observed
         return None
     owner = taken.get(port)
     if owner is not None:
-        return Condition("blocked", "port_of_instance", f"port {port} is still used by {owner}")
+        hint = f"it starts once {owner} has ended; if {owner} is to stay, give this one another port"
+        return Condition("blocked", "port_of_instance", f"port {port} is still used by {owner}", hint)
     holder = next((h for h in observed.ports if h.port == port), None)
     if holder is None:
         return None
-    who = f"process {holder.pid} ({holder.name})" if holder.pid else "another process"
-    hint = f"end it or give this instance another port; `lsof -i :{port}` shows it"
-    return Condition("blocked", "port_in_use", f"port {port} is held by {who}, which comfyd did not start", hint)
+    if holder.pid:
+        who = f"process {holder.pid} ({holder.name}), which comfyd did not start"
+        hint = "end it or give this instance another port; it starts by itself once the port is free"
+    else:
+        who = "a process that cannot be seen from here"
+        hint = f"`lsof -i :{port}` as root or outside of the container shows it; or give this instance another port"
+    return Condition("blocked", "port_in_use", f"port {port} is held by {who}", hint)
+
+
+def gpu_hold(other: str) -> Condition:
+    message = f"{other} runs on the same GPU and one of the two wants it exclusively"
+    return Condition("blocked", "gpu_exclusive", message, "stop the other one or give it other `gpus`")
+
+
+def turn_hold(startup_delay_s: float) -> Condition:
+    message = f"startup_delay leaves {startup_delay_s:g} s between two starts"
+    return Condition("waiting_turn", "startup_delay", message, "wait; a smaller `startup_delay` starts them faster")
 
 
 def edit_hold(seen: ObservedProcess, edited_at: float | None, now: Now) -> tuple[Condition, float] | None:
@@ -101,7 +131,7 @@ def edit_hold(seen: ObservedProcess, edited_at: float | None, now: Now) -> tuple
     if now.mono >= quiet_at:
         return None
     message = "its settings changed again; it is restarted when the edits have come to rest"
-    return Condition("waiting_turn", EDITS_ARRIVE, message), quiet_at
+    return Condition("waiting_turn", EDITS_ARRIVE, message, "wait; it is restarted once"), quiet_at
 
 
 def gpus_clash(wish: DesiredProcess, gpus: tuple[int | str, ...] | None, exclusive: bool) -> bool:

@@ -7,17 +7,9 @@ plan starts once the observed port is free. Whatever is not started has a hold t
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from comfyd.core import gates
 from comfyd.core.backoff import install_delay_s
-from comfyd.core.gates import (
-    backoff_hold,
-    edit_hold,
-    environment_hold,
-    exit_hold,
-    gpus_clash,
-    no_build_script,
-    port_hold,
-    why_start,
-)
+from comfyd.core.doubts import doubts
 from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState, Phase
 from comfyd.model.plan import Action, InstallEnvironment, Plan, StartProcess, StopProcess
@@ -75,7 +67,8 @@ def plan(desired: ResolvedState, observed: ObservedState, now: Now, edited_at: f
         _plan_process(draft, wish, runs.get(wish.key))
     if desired.wake_at is not None:
         draft.wakes.append(now.mono + max(0.0, desired.wake_at - now.wall))
-    return Plan(tuple(draft.actions), draft.holds, min(draft.wakes, default=None))
+    wake_at = min(draft.wakes, default=None)
+    return Plan(tuple(draft.actions), draft.holds, wake_at, doubts(desired, observed))
 
 
 def _exclusive(process: ObservedProcess, wish: DesiredProcess | None) -> bool:
@@ -104,19 +97,21 @@ def _stop(draft: _Draft, process: ObservedProcess, drain_s: float, reason: str) 
 def _plan_environment(draft: _Draft, wish: DesiredEnvironment) -> None:
     seen = draft.observed.environment(wish.name) or ObservedEnvironment(name=wish.name)
     key = f"environment/{wish.name}"
-    if not wish.wanted or seen.state in ("installing", "conflict") or wish.spec.issue:
+    stuck = wish.spec.issue or (seen.condition if seen.state == "conflict" else None)
+    if stuck is not None:
+        draft.holds[key] = stuck
+    if not wish.wanted or seen.state in ("installing", "conflict") or stuck:
         return
     current = seen.fingerprint == wish.fingerprint
     if seen.installed and current and seen.models_fingerprint == wish.spec.models_fingerprint:
         return
     if not wish.spec.has_install and not seen.foreign and not (seen.installed and current):
-        draft.holds[key] = no_build_script(wish.name, installed=seen.installed)
+        draft.holds[key] = gates.no_build_script(wish.name, installed=seen.installed)
         return
     if seen.failures and seen.failed_fingerprint == wish.fingerprint and seen.failed_mono is not None:
         again = seen.failed_mono + install_delay_s(seen.failures, wish.name)
         if draft.now.mono < again:
-            wait = f"install failed {seen.failures} times, next try in {again - draft.now.mono:.0f} s"
-            draft.hold(key, Condition("backoff", "install_failed", wait), again)
+            draft.hold(key, gates.install_backoff(seen, again - draft.now.mono), again)
             return
     reason = "not installed"
     if seen.installed:
@@ -138,7 +133,7 @@ def _plan_running(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess) ->
     elif wish.held is not None:
         draft.holds[wish.key] = wish.held
     elif seen.fingerprint != wish.fingerprint:
-        waits = edit_hold(seen, draft.edited_at, draft.now)
+        waits = gates.edit_hold(seen, draft.edited_at, draft.now)
         if waits is not None:
             draft.hold(wish.key, *waits)
             return
@@ -149,18 +144,19 @@ def _plan_running(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess) ->
 
 def _plan_absent(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | None) -> None:
     if not wish.run:
-        off = wish.why_not or Condition("stopped", "not_wanted", "not wanted to run")
+        off = wish.why_not or Condition("stopped", "not_wanted", "not wanted to run", "`comfyd start` it")
         draft.hold(wish.key, off)
         return
     environment = draft.observed.environment(wish.environment) if wish.environment else None
-    refusal = wish.held or exit_hold(wish, seen) or environment_hold(wish, environment)
+    refusal = wish.held or gates.exit_hold(wish, seen) or gates.environment_hold(wish, environment)
     if refusal is not None:
         unbuildable = draft.holds.get(f"environment/{wish.environment}")
         draft.hold(wish.key, unbuildable if unbuildable and refusal.reason == "not_installed" else refusal)
         return
     if _waits_for_backoff(draft, wish, seen) or _waits_for_room(draft, wish) or _waits_for_turn(draft, wish):
         return
-    draft.actions.append(StartProcess(wish, environment.flags if environment else frozenset(), why_start(wish, seen)))
+    flags = environment.flags if environment else frozenset()
+    draft.actions.append(StartProcess(wish, flags, gates.why_start(wish, seen)))
     draft.take_gpus(wish.key, wish.gpus, wish.gpu_exclusive)
     if wish.spec.port is not None:
         draft.ports[wish.spec.port] = wish.key
@@ -168,24 +164,23 @@ def _plan_absent(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | No
 
 
 def _waits_for_backoff(draft: _Draft, wish: DesiredProcess, seen: ObservedProcess | None) -> bool:
-    hold, again = backoff_hold(wish, seen, draft.now.mono)
+    hold, again = gates.backoff_hold(wish, seen, draft.now.mono)
     if hold is not None:
         draft.hold(wish.key, hold, again)
     return hold is not None
 
 
 def _waits_for_room(draft: _Draft, wish: DesiredProcess) -> bool:
-    hold = port_hold(wish, draft.ports, draft.observed)
+    hold = gates.port_hold(wish, draft.ports, draft.observed)
     if hold is not None:
         foreign = hold.reason == "port_in_use"
         draft.hold(wish.key, hold, draft.now.mono + FOREIGN_PORT_RECHECK_S if foreign else None)
         return True
     rivals = draft.gpus if wish.gpu_exclusive else draft.alone
-    other = min((k for k, (gpus, alone) in rivals.items() if gpus_clash(wish, gpus, alone)), default=None)
+    other = min((k for k, (gpus, alone) in rivals.items() if gates.gpus_clash(wish, gpus, alone)), default=None)
     if other is None:
         return False
-    message = f"{other} runs on the same GPU and one of the two wants it exclusively"
-    draft.hold(wish.key, Condition("blocked", "gpu_exclusive", message, "stop the other one or give it other `gpus`"))
+    draft.hold(wish.key, gates.gpu_hold(other))
     return True
 
 
@@ -195,6 +190,5 @@ def _waits_for_turn(draft: _Draft, wish: DesiredProcess) -> bool:
     turn = draft.last_start + draft.startup_delay
     if draft.now.mono >= turn:
         return False
-    message = f"startup_delay leaves {draft.startup_delay:g} s between two starts"
-    draft.hold(wish.key, Condition("waiting_turn", "startup_delay", message), turn)
+    draft.hold(wish.key, gates.turn_hold(draft.startup_delay), turn)
     return True

@@ -77,10 +77,11 @@ def resolve(
     memo.begin(shared, {wish.spec.key for wish in wishes})
     processes = [_instance(wish, desired.environment(wish.spec.environment), setting, asked, memo) for wish in wishes]
     if report.failed:
-        cause = Condition("held", "bad_extra_args", f"EXTRA_ARGS: {report.issues[0].message}", report.issues[0].hint)
+        hint = report.issues[0].hint or "correct the variable EXTRA_ARGS and start the daemon again"
+        cause = Condition("held", "bad_extra_args", f"EXTRA_ARGS: {report.issues[0].message}", hint)
         processes = [p.model_copy(update={"held": p.held or cause}) for p in processes]
-    processes += [_sidecar(one, setting, asked) for one in desired.services]
     services = {one.key for one in desired.services}
+    processes += [_sidecar(one, setting, asked) for one in desired.services]
     processes += [_broken(one, reason, setting) for one, reason in broken if one.key not in services]
     used = {p.environment for p in processes if p.run} | set(asked.install)
     return ResolvedState(
@@ -176,14 +177,19 @@ def _with_run(wish: _Wish, override: Override | None, quiet: Condition | None) -
     if override is not None and override.want is Want.UP:
         return wish
     if override is not None and override.want is Want.DOWN:
-        return _off(wish, "stopped_by_override", f"stopped by {override.by}", "`comfyd start` runs it again")
+        return replace(wish, run=False, why_not=_stopped(override))
     if not wish.spec.enabled:
-        return _off(wish, "disabled", "disabled in the file", 'set "enabled": true, or `comfyd start` it')
+        return replace(wish, run=False, why_not=_disabled("the file"))
     return wish if quiet is None else replace(wish, run=False, why_not=quiet)
 
 
-def _off(wish: _Wish, reason: str, message: str, hint: str) -> _Wish:
-    return replace(wish, run=False, why_not=Condition("stopped", reason, message, hint))
+def _stopped(override: Override) -> Condition:
+    message, hint = f"stopped by {override.by}", "`comfyd start` runs it again"
+    return Condition("stopped", "stopped_by_override", message, hint, override.created_at)
+
+
+def _disabled(file: str) -> Condition:
+    return Condition("stopped", "disabled", f"disabled in {file}", 'set "enabled": true, or `comfyd start` it')
 
 
 def _with_conflict(wish: _Wish, wishes: Iterable[_Wish]) -> _Wish:
@@ -269,17 +275,13 @@ def _environment_hold(spec: InstanceSpec, environment: EnvironmentSpec | None) -
 def _sidecar(spec: SidecarSpec, setting: Setting, asked: _Overrides) -> DesiredProcess:
     override = asked.run.get(spec.key)
     run = spec.enabled if override is None or override.want is None else override.want is Want.UP
-    why_not = None
-    if not run:
-        stopped = override is not None and override.want is Want.DOWN
-        reason = "stopped_by_override" if stopped else "disabled"
-        why_not = Condition("stopped", reason, "stopped by request" if stopped else "disabled in services.json")
+    off = _stopped(override) if override is not None and override.want else _disabled("services.json")
     return DesiredProcess(
         key=spec.key,
         spec=sidecar_process(spec, setting),
         fingerprint=sidecar_fingerprint(spec, asked.restart_token(spec.key)),
         run=run,
-        why_not=why_not,
+        why_not=None if run else off,
         gpus=(),
         origin="services",
     )
@@ -287,8 +289,8 @@ def _sidecar(spec: SidecarSpec, setting: Setting, asked: _Overrides) -> DesiredP
 
 def _broken(override: Override, reason: Condition, setting: Setting) -> DesiredProcess:
     """An override that describes no instance: shown with its reason, never started, and left alone if it runs."""
-    stem = override.key.replace("/", "_")
-    spec = ProcessSpec(key=override.key, argv=(), cwd=str(setting.facts.paths.root), log=setting.log(stem))
+    log = setting.log(override.key.replace("/", "_"))
+    spec = ProcessSpec(key=override.key, argv=(), cwd=str(setting.facts.paths.root), log=log)
     return DesiredProcess(key=override.key, spec=spec, fingerprint="", run=True, held=reason, origin="override")
 
 

@@ -1,40 +1,27 @@
 """describe(): the only source of status, CLI, events and metrics. Facts in, plain JSON models out; decides nothing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from urllib.parse import urlsplit, urlunsplit
 
-from comfyd.model.base import Condition, Now
-from comfyd.model.desired import ConfigIssue, ModelSpec, Override
-from comfyd.model.observed import Evidence, ExitInfo, ObservedEnvironment, ObservedProcess, ObservedState, Phase
+from comfyd.core.shown import SHOWN_LINES, condition_view, rfc3339
+from comfyd.core.view_conditions import instance_conditions, phase_conditions, state_of
+from comfyd.core.view_environments import environment_view
+from comfyd.model.base import Now
+from comfyd.model.desired import ConfigIssue, Override
+from comfyd.model.observed import Evidence, ExitInfo, ObservedProcess, ObservedState, Phase
 from comfyd.model.plan import Action, InstallEnvironment, Plan, StartProcess
-from comfyd.model.process import DesiredEnvironment, DesiredProcess, ResolvedState
+from comfyd.model.process import DesiredProcess, ResolvedState
 from comfyd.model.sources import SourceFile
 from comfyd.model.view import (
-    ConditionView,
     ConfigIssueView,
     ConfigStateView,
-    EnvironmentView,
     ExitView,
     GpuView,
-    InstallStepView,
-    InstallView,
     InstanceView,
     PlannedAction,
     PlanView,
     StatusView,
 )
-
-SHOWN_HOLDS = {"waiting_env", "blocked", "backoff", "failed", "conflict", "stopped"}
-BAD_ARGUMENTS_EXIT = 2
-ENDED_HINTS = {
-    "oom": "give it more memory, or run fewer instances; `--lowvram` and smaller models need less",
-    "unresponsive": "the end of its log shows what it did last",
-    "device_errors": "`nvidia-smi` and the kernel log tell whether the GPU is lost",
-    "not_ready_in_time": "its log shows what it waits for; `probe.startup_deadline_s` gives it longer",
-}
-SHOWN_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +50,6 @@ class ViewInput:
     gpu_memory: Mapping[str, int] = field(default_factory=dict)
 
 
-def rfc3339(wall: float | None) -> str | None:
-    """Epoch seconds → `2026-01-31T12:00:00.000Z`."""
-    if wall is None:
-        return None
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def describe(given: ViewInput) -> StatusView:
     """The whole status. Instances: declared ones in id order, then services, then runs nobody declares any more."""
     wishes = sorted(
@@ -96,21 +76,14 @@ def describe(given: ViewInput) -> StatusView:
     )
 
 
-def condition_view(condition: Condition) -> ConditionView:
-    return ConditionView(
-        type=condition.type,
-        reason=condition.reason,
-        message=condition.message,
-        hint=condition.hint,
-        since=rfc3339(condition.since),
-    )
-
-
 def instance_view(given: ViewInput, wish: DesiredProcess, seen: ObservedProcess | None) -> InstanceView:
     """One declared process: what it should be, what it is, and why they differ."""
     hold = given.plan.holds.get(wish.key)
     alive = seen is not None and seen.alive
     evidence = given.evidence.get(wish.key)
+    current = evidence is not None and seen is not None and evidence.generation == seen.generation
+    in_flight = evidence.in_flight if evidence and current else 0
+    why = instance_conditions(wish, seen, given.plan, in_flight, given.loaded_at)
     instance = wish.instance
     return InstanceView(
         id=instance.id if instance else None,
@@ -119,20 +92,20 @@ def instance_view(given: ViewInput, wish: DesiredProcess, seen: ObservedProcess 
         description=instance.description if instance else "",
         environment=wish.environment,
         port=wish.spec.port,
-        state=_state(seen, hold),
+        state=state_of(seen, hold, run=wish.run),
         ready=seen is not None and seen.phase is Phase.READY,
         desired="up" if wish.run else "down",
         pid=seen.pid if seen and alive else None,
         since=rfc3339(seen.phase_since_wall) if seen else None,
         restarts=seen.restarts if seen else 0,
         gpus="none" if wish.gpus == () else (list(wish.gpus) if wish.gpus is not None else None),
-        conditions=tuple(condition_view(c) for c in _conditions(given, wish, seen, hold)),
+        conditions=tuple(condition_view(c) for c in why),
         override=_override(given.overrides, wish),
         origin=wish.origin,
         generation=seen.generation if seen and alive else None,
         adopted=bool(seen and seen.adopted),
         identity=seen.identity if seen else "strong",
-        in_flight=evidence.in_flight if evidence and seen and evidence.generation == seen.generation else 0,
+        in_flight=in_flight,
         gpu_memory=given.gpu_memory.get(wish.key) if alive else None,
         last_exit=_exit(seen.last_exit) if seen and seen.last_exit else None,
         log=wish.spec.log,
@@ -140,64 +113,13 @@ def instance_view(given: ViewInput, wish: DesiredProcess, seen: ObservedProcess 
 
 
 def _undeclared(seen: ObservedProcess) -> InstanceView:
+    why = phase_conditions(seen, 0, "no longer declared")
     return InstanceView(
-        key=seen.key, name=seen.key, port=seen.port, state=seen.phase.value, ready=seen.phase is Phase.READY,
+        conditions=tuple(condition_view(c) for c in why), key=seen.key, name=seen.key, port=seen.port,
+        state=seen.phase.value, ready=seen.phase is Phase.READY,
         desired="down", pid=seen.pid, since=rfc3339(seen.phase_since_wall), restarts=seen.restarts, origin="none",
         generation=seen.generation, adopted=seen.adopted, identity=seen.identity,
     )  # fmt: skip
-
-
-def _state(seen: ObservedProcess | None, hold: Condition | None) -> str:
-    if seen is not None and seen.alive:
-        return seen.phase.value
-    if hold is None:
-        return "stopped"
-    if hold.type in SHOWN_HOLDS:
-        return hold.type
-    return "starting" if hold.type == "waiting_turn" else "held"
-
-
-def _conditions(
-    given: ViewInput, wish: DesiredProcess, seen: ObservedProcess | None, hold: Condition | None
-) -> Iterable[Condition]:
-    if hold is not None:
-        yield hold
-    if seen is None:
-        return
-    if seen.last_exit is not None and not seen.last_exit.asked and not seen.alive:
-        bad = _bad_arguments(seen.last_exit)
-        if bad is not None:
-            yield bad
-    unhealthy = _unhealthy(seen)
-    if unhealthy is not None:
-        yield unhealthy
-    if seen.phase is Phase.STARTING and seen.probe_message:
-        yield Condition("not_ready", "probe", seen.probe_message, since=seen.phase_since_wall)
-    if seen.phase is Phase.UNREADY:
-        hint = "it gets no tasks until it answers; it is started anew if it stays silent"
-        yield Condition("not_ready", "unready", seen.probe_message, hint, since=seen.phase_since_wall)
-    environment = given.observed.environment(wish.environment) if wish.environment else None
-    if seen.alive and seen.tree and environment and environment.tree and seen.tree != environment.tree:
-        message = f"runs generation {seen.tree.rpartition('.')[2]}, generation {environment.generation} is installed"
-        yield Condition("restart_required", "new_generation", message, f"comfyd restart {wish.key.rpartition('/')[2]}")
-
-
-def _unhealthy(seen: ObservedProcess) -> Condition | None:
-    """Why we end it, or had to, or the kernel did: until it is ready again."""
-    last = seen.last_exit
-    if seen.trouble is not None:
-        return seen.trouble
-    if last is None or not last.reason or last.asked or seen.phase in (Phase.READY, Phase.UNREADY):
-        return None
-    return Condition("unhealthy", last.reason, last.text(), ENDED_HINTS.get(last.reason, ""), last.wall)
-
-
-def _bad_arguments(last: ExitInfo) -> Condition | None:
-    """argparse exits 2 and prints `<prog>: error: <message>`."""
-    quoted = next((line for line in reversed(last.last_lines) if ": error: " in line), None)
-    if last.code != BAD_ARGUMENTS_EXIT or quoted is None:
-        return None
-    return Condition("bad_arguments", "exit_2", quoted.strip(), "correct extra_args; edits apply at once", last.wall)
 
 
 def _exit(last: ExitInfo) -> ExitView:
@@ -221,56 +143,11 @@ def _override(overrides: Sequence[Override], wish: DesiredProcess) -> dict[str, 
     }
 
 
-def environment_view(wish: DesiredEnvironment, seen: ObservedEnvironment | None, plan: Plan) -> EnvironmentView:
-    """One environment with its latest install; URLs lose credentials and query strings, header values are masked."""
-    seen = seen or ObservedEnvironment(name=wish.name)
-    hold = plan.holds.get(f"environment/{wish.name}")
-    found = [c for c in (wish.spec.issue, seen.condition, hold, *seen.conditions) if c is not None]
-    conditions = tuple(condition_view(c) for c in found)
-    running = next((s.name for s in seen.steps if s.state == "running"), None)
-    steps = tuple(
-        InstallStepView(
-            name=s.name,
-            state=s.state,
-            started_at=rfc3339(s.started_at),
-            finished_at=rfc3339(s.finished_at),
-            message=s.message,
-        )
-        for s in seen.steps
-    )
-    install = InstallView(
-        environment=wish.name, state=seen.state, generation=seen.generation, step=running, progress=seen.progress,
-        steps=steps, failures=seen.failures, conditions=conditions, log=seen.log,
-        last_lines=seen.last_lines[-SHOWN_LINES:],
-    )  # fmt: skip
-    spec = wish.spec
-    return EnvironmentView(
-        name=wish.name, description=spec.description, port=spec.port, workflows=spec.workflows,
-        nodes=tuple({**n.model_dump(mode="json"), "url": _masked(n.url)} for n in spec.nodes),
-        models=tuple(_model(m) for m in spec.models),
-        installed=seen.installed, state=seen.state, generation=seen.generation, resolved_nodes=seen.nodes,
-        conditions=conditions, install=install,
-    )  # fmt: skip
-
-
-def _model(model: ModelSpec) -> dict[str, object]:
-    shown = model.model_dump(mode="json", exclude_defaults=True)
-    if model.headers:
-        shown["headers"] = dict.fromkeys(model.headers, "***")
-    return {**shown, "url": _masked(model.url), "type": model.type}
-
-
-def _masked(url: str) -> str:
-    """Without user, password and query: any of them may be a token."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "***" if parts.query else "", ""))
-
-
 def plan_view(plan: Plan, now: Now) -> PlanView:
     return PlanView(
         actions=tuple(PlannedAction(action=_verb(a), key=a.key, reason=a.reason) for a in plan.actions),
         holds={key: condition_view(c) for key, c in sorted(plan.holds.items())},
+        warnings={key: tuple(condition_view(c) for c in found) for key, found in sorted(plan.warnings.items())},
         wake_in_s=round(max(0.0, plan.wake_at - now.mono), 3) if plan.wake_at is not None else None,
     )
 
@@ -299,6 +176,10 @@ def _text(instances: Sequence[InstanceView], config: ConfigStateView) -> str:
         where = f"port {one.port}" if one.port else "no port"
         who = f"Instance {one.id}" if one.id is not None else one.key
         pid = f", pid {one.pid}" if one.pid else ""
-        why = f" - {one.conditions[0].message}" if one.conditions else ""
+        first, *rest = one.conditions or (None,)
+        why = f" - {first.message}" if first else ""
         lines.append(f"{who} ({one.name}): {one.state}, {where}{pid}{why}")
+        lines += [f"  {c.type}: {c.message}" for c in rest if c]
+        if first is not None and one.desired == "up":
+            lines += [f"  -> {hint}" for hint in dict.fromkeys(c.hint for c in one.conditions if c.hint)]
     return "\n".join(lines if instances else [*lines, "no instances declared"])

@@ -42,11 +42,15 @@ async def adopt(build: Build, here: Current) -> None:
 
 def _mark(build: Build, here: Current) -> None:
     assert here.tree is not None
-    conditions = [Condition("adopted", "existing_directory", f"{here.tree} was there before and is used as it is")]
+    message = f"{here.tree} was there before and is used as it is"
+    hint = f"nothing; move it elsewhere to have {build.spec.name} built by comfyd"
+    conditions = [Condition("adopted", "existing_directory", message, hint, wall())]
     models, shared = here.tree / "models", build.paths.models_dir
     if models.resolve() != shared.resolve():
         message = f"{models} is not a link to {shared}, so shared models are not seen there"
-        conditions.append(Condition("models_not_shared", "adopted", message, f"move its files to {shared}, link it"))
+        conditions.append(
+            Condition("models_not_shared", "adopted", message, f"move its files to {shared}, link it", wall())
+        )
     marker = Marker(
         environment=build.spec.name, generation=0, fingerprint=build.fingerprint, flags=tuple(sorted(build.flags)),
         models_fingerprint="" if build.spec.models else build.spec.models_fingerprint, adopted=True,

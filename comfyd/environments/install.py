@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from comfyd.core.since import carried
 from comfyd.environments import steps
 from comfyd.environments.adopt import adopt
 from comfyd.environments.build import Build, Report
@@ -168,7 +169,7 @@ def _with_models(build: Build, marker: Marker) -> Marker:
         update={
             "models_fingerprint": "" if failed else build.spec.models_fingerprint,
             "models_skipped": build.settings.skip_model_download and bool(build.spec.models),
-            "conditions": (*build.conditions, *build.model_conditions),
+            "conditions": carried((*build.conditions, *build.model_conditions), marker.conditions, wall()),
         }
     )
 
@@ -215,12 +216,13 @@ async def _done(build: Build) -> None:
 
 
 async def _failed(build: Build, error: InstallFailed) -> None:
+    hint = error.hint or f"read {build.log}; an edit or `comfyd env install {build.spec.name}` tries again at once"
     await anyio.to_thread.run_sync(_put_aside, build)
     same = build.record.failed_fingerprint == build.fingerprint
     await build.save(
         state="conflict" if error.state == "conflict" else "failed", finished_at=wall(), process=None,
         failures=build.record.failures + 1 if same else 1, failed_fingerprint=build.fingerprint, failed_mono=mono(),
-        condition=Condition("install_failed", error.reason, error.message, error.hint, wall()), progress=None,
+        condition=Condition("install_failed", error.reason, error.message, hint, wall()), progress=None,
         last_lines=error.last_lines,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from comfyd.core.since import carried
 from comfyd.environments.failure import InstallFailed
 from comfyd.environments.record import MARKER, InstallRecord, Marker, load_marker, load_record
 from comfyd.failpoint import failpoint
@@ -178,7 +179,7 @@ def observe(paths: Paths, env: str, *, skip_models: bool) -> ObservedEnvironment
             "models_fingerprint": models,
             "flags": frozenset(marker.flags),
             "nodes": marker.nodes,
-            "conditions": (*marker.conditions, *base.conditions),
+            "conditions": (*carried(marker.conditions, (), marker.installed_at), *base.conditions),
         }
     )
 
@@ -194,7 +195,7 @@ def _from_record(env: str, record: InstallRecord | None) -> ObservedEnvironment:
         failures=record.failures,
         failed_mono=record.failed_mono if record.boot_id == boot_id() else None,
         condition=record.condition,
-        conditions=record.conditions,
+        conditions=carried(record.conditions, (), record.finished_at or record.started_at),
         steps=record.steps,
         progress=record.progress,
         log=record.log,

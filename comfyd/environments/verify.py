@@ -14,7 +14,7 @@ from comfyd.host.command import Command, run_captured
 from comfyd.model.desired import EnvironmentSpec
 
 LIMIT_S = 300.0
-_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
 
 def is_service(spec: EnvironmentSpec) -> bool:

@@ -92,6 +92,11 @@ class Journal:
             os.close(before)
 
 
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The records without an end, without touching the file: for those who only look."""
+    return _read(path)
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """Records without an end, oldest first. Unreadable lines are skipped (only the last one can be torn)."""
     live: dict[str, dict[str, Any]] = {}

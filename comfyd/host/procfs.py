@@ -11,6 +11,7 @@ import os
 import resource
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 UUID_VARIABLE = "COMFYD_PROCESS_UUID"
 OWNER_VARIABLE = "COMFYD_PROCESS_OWNER"
@@ -76,6 +77,22 @@ def _mark_on(pid: int) -> int:
         return resource.prlimit(pid, resource.RLIMIT_RTTIME)[0]
     except OSError:
         return 0
+
+
+def owner_tag(state_dir: Path) -> str:
+    """What the daemon of a state folder writes into OWNER_VARIABLE of all it starts."""
+    return hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:16]
+
+
+def command_line(pid: int) -> str:
+    """Its arguments with spaces between; empty if it is gone or a kernel thread."""
+    return _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()
+
+
+def variables_of(pid: int) -> dict[str, str]:
+    """The environment that a process was started with; empty if it may not be read."""
+    pairs = (part.partition(b"=") for part in _read(f"/proc/{pid}/environ").split(b"\0") if b"=" in part)
+    return {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, _, value in pairs}
 
 
 def all_pids() -> list[int]:

@@ -30,21 +30,27 @@ class ExitInfo(Frozen):
 
     asked: we stopped it. at: mono seconds; wall: wall seconds. fingerprint: what it was started with.
     last_lines: the end of its log. oom: the kernel killed it for memory. cause: our own words where we know better (the
-    system refused the spawn, it never became ready). reason: stable name of what made it end, if it is known:
-    `oom`, or why we ended it ourselves (`unresponsive`, `device_errors`, `not_ready_in_time`).
+    system refused the spawn, it never became ready). errno: name of the error if the system refused the spawn.
+    reason: stable name of what made it end, if it is known: `oom`, or why we ended it ourselves (`unresponsive`,
+    `device_errors`, `not_ready_in_time`).
     """
 
     code: int | None = None
     signal: str | None = None
     oom: bool = False
-    short: bool = False
     asked: bool = False
     cause: str | None = None
     reason: str = ""
+    errno: str | None = None
     at: float
     wall: float
     fingerprint: str = ""
     last_lines: tuple[str, ...] = ()
+
+    @property
+    def short(self) -> bool:
+        """The system had no descriptors, processes or memory to spare for the start: that passes by itself."""
+        return self.errno in ("EAGAIN", "EMFILE", "ENFILE", "ENOMEM")
 
     def text(self) -> str:
         if self.cause:

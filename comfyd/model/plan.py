@@ -44,8 +44,12 @@ Action = InstallEnvironment | StartProcess | StopProcess
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """actions: at most one per key. holds: key -> why it is not started now. wake_at: mono seconds."""
+    """actions: at most one per key. holds: key -> why it is not started now. wake_at: mono seconds.
+
+    warnings: key -> what is doubtful about it, though nothing is held for that.
+    """
 
     actions: tuple[Action, ...] = ()
     holds: dict[str, Condition] = field(default_factory=dict)
     wake_at: float | None = None
+    warnings: dict[str, tuple[Condition, ...]] = field(default_factory=dict)

@@ -157,10 +157,11 @@ class PlannedAction(Frozen):
 
 
 class PlanView(Frozen):
-    """What the next reconcile would do and why the rest waits."""
+    """What the next reconcile would do and why the rest waits. warnings: what is doubtful though nothing waits."""
 
     actions: tuple[PlannedAction, ...] = ()
     holds: dict[str, ConditionView] = Field(default_factory=dict)
+    warnings: dict[str, tuple[ConditionView, ...]] = Field(default_factory=dict)
     wake_in_s: float | None = None
 
 

@@ -55,9 +55,75 @@ def test_the_reason_is_shown_and_cannot_steer_the_terminal() -> None:
     cause = {"type": "blocked", "reason": "port_in_use", "message": "held by \x1b]0;evil\x07 pid 7\nx"}
     with serving(world(instance(0, "main", 3001, "blocked", conditions=[cause]))) as seen:
         ran = comfyd("status", "--url", seen.url)
-    assert "blocked/port_in_use: held by" in ran.out
+    assert "main: blocked/port_in_use: held by" in ran.out
     assert "\x1b" not in ran.out
-    assert len(ran.out.splitlines()) == 2
+    assert len(ran.out.splitlines()) == 3
+
+
+BACKOFF = {
+    "type": "backoff", "reason": "crashed", "message": "ended 3 times in a row (exit code 3; last line: boom)",
+    "hint": "read the end of its log", "since": "2026-01-31T11:59:15.000Z",
+}  # fmt: skip
+DOUBT = {"type": "argument_warning", "reason": "unknown_flag", "message": "--lowvrm: ...", "hint": "did you mean it?"}
+EXIT = {
+    "code": 3, "text": "exit code 3", "asked": False, "at": "2026-01-31T11:59:15.000Z", "last_lines": ["first", "boom"]
+}  # fmt: skip
+
+
+def test_every_condition_of_what_is_wanted_is_told_with_its_age_and_hint() -> None:
+    broken = instance(0, "main", 3001, "backoff", conditions=[BACKOFF])
+    doubtful = instance(1, "fine", 3002, conditions=[DOUBT])
+    off = instance(2, "off", 3003, "stopped", conditions=[{"type": "stopped", "reason": "disabled", "message": "m"}])
+    with serving(world(broken, doubtful, off)) as seen:
+        ran = comfyd("status", "--url", seen.url)
+    table, told = ran.out.splitlines()[:4], ran.out.splitlines()[4:]
+    assert table[1].endswith("backoff/crashed")
+    assert told == [
+        f"main: backoff/crashed for 45s: {BACKOFF['message']}",
+        "  -> read the end of its log",
+        "fine: argument_warning/unknown_flag: --lowvrm: ...",
+        "  -> did you mean it?",
+    ]
+
+
+def test_what_is_wrong_with_environments_is_told_with_its_hint() -> None:
+    given = world()
+    failed = {"type": "model_failed", "reason": "http_404", "message": "x: 404", "hint": "correct the entry"}
+    calm = {"type": "adopted", "reason": "existing_directory", "message": "was there"}
+    given.environments = [
+        {"name": "comm", "state": "installed", "conditions": [failed, calm]},
+        {"name": "slow", "state": "installing", "install": {"step": "run_script"}},
+        {"name": "rest", "state": "absent", "conditions": []},
+    ]
+    with serving(given) as seen:
+        told = comfyd("status", "--url", seen.url).out.splitlines()[2:]
+    assert told == [
+        "environment comm: installed",
+        "environment comm: model_failed/http_404: x: 404",
+        "  -> correct the entry",
+        "environment slow: installing, step run_script",
+    ]
+
+
+@pytest.mark.parametrize("word", ["0", "main", "3001"])
+def test_one_instance_is_shown_with_the_end_of_its_log(word: str) -> None:
+    broken = instance(0, "main", 3001, "backoff", conditions=[BACKOFF], last_exit=EXIT, log="/w/main.log")
+    with serving(world(broken, instance(1, "other", 3002))) as seen:
+        ran = comfyd("status", word, "--url", seen.url)
+        data = comfyd("status", word, "--json", "--url", seen.url)
+    assert (ran.code, data.code) == (3, 3)
+    assert (data.json["name"], data.json["last_exit"]["last_lines"]) == ("main", ["first", "boom"])
+    assert "other" not in ran.out
+    assert "main: backoff/crashed for 45s" in ran.out
+    assert ran.out.endswith("last run ended by itself 45s ago: exit code 3\n  | first\n  | boom\n")
+    assert "/w/main.log" in ran.out
+
+
+def test_one_instance_that_is_ready_is_0_and_an_unknown_one_1() -> None:
+    with serving(world(instance(0, "main", 3001), instance(1, "other", 3002, "failed"))) as seen:
+        assert comfyd("status", "main", "--url", seen.url).code == 0
+        unknown = comfyd("status", "mian", "--url", seen.url)
+    assert (unknown.code, "did you mean main?" in unknown.err) == (1, True)
 
 
 def test_not_running_is_3_and_says_what_was_tried() -> None:

@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from comfyd.core.config import STOCK_SHA256, check_fields, fallback_state, parse, state_from_json, state_to_json
-from comfyd.core.config_args import EXCLUSIVE_FLAGS, REFUSED_FLAGS
+from comfyd.core.config_args import REFUSED_FLAGS
 from comfyd.core.config_report import MAX_ISSUES
+from comfyd.core.lint import EXCLUSIVE_FLAGS
 from comfyd.model.desired import ConfigIssue, DesiredState
 from comfyd.model.sources import ConfigFiles, EnvironmentFolder, ParseResult, SourceFile, Variables
 

@@ -20,7 +20,8 @@ NOT_BEFORE_THE_FIRST_ANSWER = {
 }  # fmt: skip
 
 CLIENT_VERBS = [
-    ["status"], ["status", "--json"], ["start", "main"], ["stop", "all"], ["restart", "main"], ["logs", "main"],
+    ["status"], ["status", "--json"], ["status", "main"],
+    ["start", "main"], ["stop", "all"], ["restart", "main"], ["logs", "main"],
     ["task", "list"], ["task", "submit", "portrait"], ["task", "show", "task_0"], ["overrides", "list"],
     ["env", "list"], ["plan"], ["health"], ["reload"], ["version"], ["--help"], ["task", "--help"],
 ]  # fmt: skip

@@ -18,9 +18,9 @@ from comfyd.model.plan import InstallEnvironment, Plan, StartProcess, StopProces
 from comfyd.model.process import DesiredEnvironment, DesiredProcess, ProcessSpec, ResolvedState
 from tests.unit.world import WALL, World
 
-HELD = Condition("held", "environment_unknown", "no such environment")
+HELD = Condition("held", "environment_unknown", "no such environment", "correct `environment`")
 FAILED = ObservedEnvironment(name="comm", state="failed", failures=1, failed_mono=1000.0, failed_fingerprint="e1")
-OFF = Condition("stopped", "disabled", "disabled in the file")
+OFF = Condition("stopped", "disabled", "disabled in the file", "enable it")
 
 
 def wish(number: int, port: int | None = None, **given: Any) -> DesiredProcess:
@@ -194,7 +194,7 @@ def test_crash_backoff(crashes: int, least: float, most: float) -> None:
 
 
 def test_a_start_refused_for_want_of_something_is_tried_again_soon_and_charged_to_nobody() -> None:
-    machine = with_processes(gone(0, crashes=6, short=True, cause="could not be started: Too many open files"))
+    machine = with_processes(gone(0, crashes=6, errno="EMFILE", cause="could not be started: Too many open files"))
     for policy in ("always", "on_failure", "never"):
         decided = machine.plan(desire(wish(0, restart_policy=policy)))
         assert decided.holds["comfyui/0"].reason == "no_resources"
@@ -448,6 +448,7 @@ def check(machine: World, desired: ResolvedState, decided: Plan) -> None:
         seen = machine.processes.get(one.key)
         if not (seen and seen.alive) and one.key not in keys:
             assert one.key in decided.holds, "whatever does not run says why"
+    assert all(hold.hint and hold.message for hold in decided.holds.values()), "and what to do"
     assert decided.wake_at is None or decided.wake_at >= machine.mono
 
 
