@@ -64,7 +64,7 @@ class Life:
         """Die at some instant, with the calls of other clients in the same batch. Leaves the files in `copy`."""
         loop, writer, gate = asyncio.get_running_loop(), self.stores.writer, threading.Event()
 
-        def die() -> None:
+        def die(*_: object) -> None:
             if not self.killed:
                 settle(loop)
                 self.killed = True
