@@ -300,3 +300,37 @@ async def test_a_probe_that_is_switched_on_or_off_counts_without_a_restart(root:
         assert bench.seen("comfyui/0").pid == pid
         bench.stop("comfyui/0")
         await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["stop", "crash"])
+async def test_who_casts_off_session_parent_and_environment_is_ended_with_its_own_run_only(
+    root: Path, how: str
+) -> None:
+    """Two runs of the same program: what it let loose cannot be told apart by session, parent, uuid or log."""
+    code = f"""
+import os, subprocess, sys, time
+if (child := os.fork()) == 0:
+    os.setsid()
+    quiet = dict(stdin=-3, stdout=-3, stderr=-3)
+    loose = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], env={{}}, cwd='/', start_new_session=True, **quiet)
+    print('loose', loose.pid, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+time.sleep(600)
+"""
+    async with open_bench(root) as bench:
+        await bench.start(*(bench.wish(key, code, grace=0.4) for key in ("comfyui/0", "comfyui/1")))
+        logs = [root / f"logs/comfyui_{n}.log" for n in range(2)]
+        await bench.until(lambda: all("loose" in log.read_text() for log in logs))
+        loose = [int(log.read_text().split()[1]) for log in logs]
+        assert environment_of(loose[0]) == {}
+        if how == "stop":
+            bench.stop("comfyui/0")
+        else:
+            os.kill(bench.seen("comfyui/0").pid or 0, signal.SIGKILL)
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        assert [alive(pid) for pid in loose] == [False, True]
+        bench.stop("comfyui/1")
+        await bench.until(lambda: bench.seen("comfyui/1").phase is Phase.GONE)
+        assert not alive(loose[1])
