@@ -1,8 +1,10 @@
 """Real subprocesses: barrier, readiness, stop order, groups, leaving, adoption, crashes."""
 
+import http.server
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,33 @@ async def test_a_port_that_somebody_else_answers_on_is_not_ready(root: Path) -> 
             assert bench.seen("comfyui/0").phase is Phase.STARTING
             bench.stop("comfyui/0")
             await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+
+
+@pytest.mark.asyncio
+async def test_a_stranger_that_answers_200_in_our_place_is_not_ready_and_is_not_even_asked(root: Path) -> None:
+    """It took the port after our process was started."""
+    asked: list[str] = []
+
+    class Stranger(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Stranger) as foreign:
+        threading.Thread(target=foreign.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            async with open_bench(root) as bench:
+                wish = bench.wish("comfyui/0", SLEEP, port=foreign.server_port)
+                probe = ProbeSpec(type="http", path="/prompt", period_s=0.1)
+                await bench.start(wish.model_copy(update={"spec": wish.spec.model_copy(update={"probe": probe})}))
+                await bench.until(lambda: "not open" in bench.seen("comfyui/0").probe_message)
+                assert bench.seen("comfyui/0").phase is Phase.STARTING
+                bench.stop("comfyui/0")
+                await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        finally:
+            foreign.shutdown()
+    assert asked == []
 
 
 @pytest.mark.asyncio
