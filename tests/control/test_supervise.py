@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from comfyd.core.plan import plan
+from comfyd.core.view import ViewInput, describe
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
+from comfyd.model.base import Now
 from comfyd.model.desired import ProbeSpec
 from comfyd.model.observed import Phase
 from comfyd.model.process import ResolvedState
@@ -363,3 +366,29 @@ time.sleep(600)
         bench.stop("comfyui/1")
         await bench.until(lambda: bench.seen("comfyui/1").phase is Phase.GONE)
         assert not alive(loose[1])
+
+
+@pytest.mark.asyncio
+async def test_a_process_with_our_tag_but_no_record_is_shown_and_left_alone(root: Path) -> None:
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", SLEEP))
+        owner = environment_of(bench.seen("comfyui/0").pid or 0)[procfs.OWNER_VARIABLE]
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+    tags = {procfs.OWNER_VARIABLE: owner, procfs.UUID_VARIABLE: "f" * 32}
+    stranger = os.spawnve(os.P_NOWAIT, "/bin/sleep", ["sleep", "600"], tags)
+    try:
+        async with open_bench(root) as bench:
+            assert bench.state().unrecorded == (stranger,)
+            now = Now(clock.mono(), clock.wall())
+            status = describe(
+                ViewInput(ResolvedState(), bench.state(), plan(ResolvedState(), bench.state(), now), now, "")
+            )
+            assert status.unrecorded == (stranger,)
+            await bench.start(bench.wish("comfyui/0", SLEEP))
+            bench.stop("comfyui/0")
+            await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        assert alive(stranger)
+    finally:
+        end(stranger)
+        os.waitpid(stranger, 0)
