@@ -356,16 +356,20 @@ time.sleep(600)
         logs = [root / f"logs/comfyui_{n}.log" for n in range(2)]
         await bench.until(lambda: all("loose" in log.read_text() for log in logs))
         loose = [int(log.read_text().split()[1]) for log in logs]
-        assert environment_of(loose[0]) == {}
-        if how == "stop":
-            bench.stop("comfyui/0")
-        else:
-            os.kill(bench.seen("comfyui/0").pid or 0, signal.SIGKILL)
-        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
-        assert [alive(pid) for pid in loose] == [False, True]
-        bench.stop("comfyui/1")
-        await bench.until(lambda: bench.seen("comfyui/1").phase is Phase.GONE)
-        assert not alive(loose[1])
+        try:
+            assert environment_of(loose[0]) == {}
+            if how == "stop":
+                bench.stop("comfyui/0")
+            else:
+                os.kill(bench.seen("comfyui/0").pid or 0, signal.SIGKILL)
+            await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+            assert [alive(pid) for pid in loose] == [False, True]
+            bench.stop("comfyui/1")
+            await bench.until(lambda: bench.seen("comfyui/1").phase is Phase.GONE)
+            assert not alive(loose[1])
+        finally:
+            for pid in filter(alive, loose):
+                end(pid)
 
 
 @pytest.mark.asyncio
