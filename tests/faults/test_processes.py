@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tests.daemon import Daemon, leftovers, make_root
-from tests.e2e.sampler import Sampler
 from tests.faults.processes import Patient, daemon_on, entry, lives, missing
 from tests.graphs import sleep
+from tests.reliability.sampler import Sampler
 
 pytestmark = pytest.mark.timeout(300)
 
