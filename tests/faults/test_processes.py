@@ -110,7 +110,9 @@ def test_a_second_daemon_is_refused_before_it_has_done_anything(daemon: Daemon) 
     imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", second.stderr, re.MULTILINE))
     assert "comfyd.settings" in imported
     assert not imported & {"comfyd.daemon", "aiohttp", "watchfiles", "sqlite3"}
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4.0, (
+        "without bytecode, on a busy machine"
+    )
 
 
 # flips
