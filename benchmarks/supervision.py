@@ -1,4 +1,4 @@
-"""A1-A6: add, change and remove children, crashes, idle cost, shutdown; comfyd, other supervisors and a floor."""
+"""A1-A7: add, change, remove, crashes, idle cost, shutdown, adoption; comfyd, other supervisors and a floor."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ from benchmarks.systems.base import System
 from benchmarks.systems.comfyd import Comfyd
 from benchmarks.world import World, build_child
 
-ROWS = ("A1", "A2", "A3", "A4", "A5", "A6")
+ROWS = ("A1", "A2", "A3", "A4", "A5", "A6", "A7")
 PAUSE_S = 0.4
 """Between two measurements, so that what the first one left behind is over."""
 LIVED_S = 1.0
@@ -64,7 +64,7 @@ class Session:
             ("A6", self.shut_down),
         ]  # fmt: skip
         for row, step in steps:
-            if not self.options.rows or row in self.options.rows:
+            if wanted(self.options, row):
                 step()
 
     def idle(self, before_kib: int) -> None:
@@ -144,6 +144,18 @@ class Session:
         reached = self.world.until(lambda: ended() and not self.world.running, self.limit_s)
         self.note("A6 shutdown (ms)", (reached - sent) * 1000)
 
+    def adopt(self) -> None:
+        """Kill the daemon, start the next one on the same children; then what it costs while nothing happens."""
+        assert isinstance(self.system, Comfyd)
+        self.change(self.base)
+        starts = dict(self.world.starts)
+        for _ in range(self.again):
+            first, complete = self.system.relaunch(self.limit_s)
+            self.note("A7 from spawn to the first status (ms)", first * 1000)
+            self.note("A7 from spawn to a status with all adopted (ms)", complete * 1000)
+        self.world.until(lambda: False, PAUSE_S)
+        self.note("A7 children started anew", sum(self.world.starts[n] - starts[n] for n in self.base))
+
 
 @contextmanager
 def open_system(kind: type[System], child: Path) -> Iterator[System]:
@@ -162,6 +174,15 @@ def open_system(kind: type[System], child: Path) -> Iterator[System]:
                 end(system.process)
 
 
+def wanted(options: Options, row: str) -> bool:
+    return not options.rows or row in options.rows
+
+
+def measure_adoption(child: Path, n: int, options: Options, samples: Samples) -> None:
+    with open_system(Comfyd, child) as system:
+        Session(system, n, options, samples).adopt()
+
+
 def run(options: Options) -> Result:
     samples = Samples("")
     sizes = (10,) if options.quick else (10, 100, 300)
@@ -172,7 +193,9 @@ def run(options: Options) -> Result:
             samples.remarks.append(f"{kind.name} is not installed here: {kind.how}")
             kinds.remove(kind)
         for round_ in range(1 if options.quick else options.rounds):
-            for n in sizes:
+            if wanted(options, "A7") and options.wants("comfyd"):
+                measure_adoption(child, max(sizes), options, samples)
+            for n in sizes if options.rows != {"A7"} else ():
                 for kind in kinds:
                     if round_ == 0 or not kind.slow:
                         with open_system(kind, child) as system:
@@ -204,12 +227,18 @@ def _goals(s: Samples, sizes: tuple[int, ...]) -> Iterator[Goal]:
     for size in sizes:
         value = s.median(f"A4 crash, median (ms), N={size}", "comfyd")
         yield goal_below("A4", f"SIGKILL to the new process, {size} children", value, 10, "ms")
-    yield goal_below("A5", f"idle CPU, {n} children", s.median(f"A5 idle CPU (%), N={n}", "comfyd"), 0.3, "%")
-    wakes = s.median(f"A5 wake-ups of the main thread (1/s), N={n}", "comfyd")
-    yield goal_below("A5", f"wake-ups of the loop thread, {n} children", wakes, 2, "/s")
+    for size in sorted({n, most}):
+        idle = s.median(f"A5 idle CPU (%), N={size}", "comfyd")
+        yield goal_below("A5", f"idle CPU, {size} children", idle, 0.3, "%")
+        wakes = s.median(f"A5 wake-ups of the main thread (1/s), N={size}", "comfyd")
+        yield goal_below("A5", f"wake-ups of the loop thread, {size} children", wakes, 2, "/s")
     yield goal_below(
         "A5", f"RSS per child, {n} children", s.median(f"A5 RSS per child (KiB), N={n}", "comfyd"), 25, "KiB"
     )
+    adopted = s.median(f"A7 from spawn to a status with all adopted (ms), N={most}", "comfyd")
+    yield goal_below("A7", f"adopt {most} children after SIGKILL, from the spawn", adopted, 1000, "ms")
+    anew = s.median(f"A7 children started anew, N={most}", "comfyd")
+    yield goal_below("A7", "of them started anew", anew, 0, "")
     yield goal_below("A6", f"shutdown, {most} children", s.median(f"A6 shutdown (ms), N={most}", "comfyd"), 100, "ms")
 
 

@@ -3,6 +3,7 @@
 Spawn barrier, journal, logs and event log are on; probes are `none`, because the child listens nowhere.
 """
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -41,11 +42,35 @@ class Comfyd(System):
         self.wanted = {WARM: 0}
         self.write({})
         self.port = free_port()
-        self.spawn(*comfyd_argv(self.folder), COMFYD_PORT=str(self.port), COMFYD_LOG_FORMAT="json")
+        self.launch()
         assert self.world.is_exactly({WARM: 0}, 30) < float("inf"), self.output.read_text()[-4000:]
         self.apply({})
         assert self.world.is_exactly({}, 30) < float("inf")
         assert until(lambda: not self.call("GET", "/api/comfyui/status")["instances"], 10)
+
+    def launch(self) -> None:
+        self.spawn(*comfyd_argv(self.folder), COMFYD_PORT=str(self.port), COMFYD_LOG_FORMAT="json")
+
+    def relaunch(self, limit_s: float) -> tuple[float, float]:
+        """SIGKILL the daemon, start the next one. Seconds from its spawn to the first status, and to a status that has
+        every child of now with its pid, ready."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        pids = {number: child.pid for number, child in self.world.children.items()}
+        first = found = float("inf")
+        begun = time.monotonic()
+        self.launch()
+        while found == float("inf") and time.monotonic() - begun < limit_s:
+            with contextlib.suppress(OSError):
+                shown = self.call("GET", "/api/comfyui/status")["instances"]
+                took = time.monotonic() - begun
+                first = min(first, took)
+                assert isinstance(shown, list)
+                if {one["id"]: one["pid"] for one in shown if one["ready"]} == pids:
+                    found = took
+            time.sleep(0.002)
+        return first, found
 
     def write(self, before: Mapping[int, int]) -> None:
         entries = [

@@ -76,14 +76,16 @@ class Supervisor:
         for name, fact in facts.items():
             self._history[name.removeprefix("crash/")] = history_from_fact(fact, self._boot_id)
         records = await asyncio.to_thread(self._journal.open)
+        dead: list[dict[str, Any]] = []
         for record, process in await asyncio.to_thread(spawning.adopt_recorded, records):
             run = run_from_record(dict(record), process) if process is not None else None
             if run is None:
-                await self._died_unseen(dict(record))
+                dead.append(dict(record))
                 continue
             self._runs[run.key] = run
             self._pen.write("instance", run.key, to="adopted", pid=run.process.pid)
             tasks.start_soon(self._run_process, run)
+        await asyncio.gather(*map(self._died_unseen, dead))
         known = frozenset(str(r["uuid"]) for r in records)
         self._unrecorded = await asyncio.to_thread(spawning.unrecorded, self._spawner.owner, known)
         if self._unrecorded:

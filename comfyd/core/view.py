@@ -71,6 +71,7 @@ def describe(given: ViewInput) -> StatusView:
         plan=plan_view(given.plan, given.now),
         gpus=given.gpus,
         gpu_problem=given.gpu_problem,
+        unrecorded=given.observed.unrecorded,
         version=given.version,
         time=rfc3339(given.now.wall) or "",
     )

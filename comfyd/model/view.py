@@ -166,7 +166,10 @@ class PlanView(Frozen):
 
 
 class StatusView(Frozen):
-    """`GET /api/comfyui/status`. `output` is the readable text of the same facts."""
+    """`GET /api/comfyui/status`. `output` is the readable text of the same facts.
+
+    unrecorded: pids that carry this daemon's tag but stand in no record, as of its start; they are left alone.
+    """
 
     status: str = "success"
     output: str
@@ -176,5 +179,6 @@ class StatusView(Frozen):
     plan: PlanView
     gpus: tuple[GpuView, ...] = ()
     gpu_problem: str | None = None
+    unrecorded: tuple[int, ...] = ()
     version: str
     time: str

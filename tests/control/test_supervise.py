@@ -1,14 +1,19 @@
 """Real subprocesses: barrier, readiness, stop order, groups, leaving, adoption, crashes."""
 
+import http.server
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
+from comfyd.core.plan import plan
+from comfyd.core.view import ViewInput, describe
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
+from comfyd.model.base import Now
 from comfyd.model.desired import ProbeSpec
 from comfyd.model.observed import Phase
 from comfyd.model.process import ResolvedState
@@ -55,6 +60,33 @@ async def test_a_port_that_somebody_else_answers_on_is_not_ready(root: Path) -> 
             assert bench.seen("comfyui/0").phase is Phase.STARTING
             bench.stop("comfyui/0")
             await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+
+
+@pytest.mark.asyncio
+async def test_a_stranger_that_answers_200_in_our_place_is_not_ready_and_is_not_even_asked(root: Path) -> None:
+    """It took the port after our process was started."""
+    asked: list[str] = []
+
+    class Stranger(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Stranger) as foreign:
+        threading.Thread(target=foreign.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            async with open_bench(root) as bench:
+                wish = bench.wish("comfyui/0", SLEEP, port=foreign.server_port)
+                probe = ProbeSpec(type="http", path="/prompt", period_s=0.1)
+                await bench.start(wish.model_copy(update={"spec": wish.spec.model_copy(update={"probe": probe})}))
+                await bench.until(lambda: "not open" in bench.seen("comfyui/0").probe_message)
+                assert bench.seen("comfyui/0").phase is Phase.STARTING
+                bench.stop("comfyui/0")
+                await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        finally:
+            foreign.shutdown()
+    assert asked == []
 
 
 @pytest.mark.asyncio
@@ -300,3 +332,67 @@ async def test_a_probe_that_is_switched_on_or_off_counts_without_a_restart(root:
         assert bench.seen("comfyui/0").pid == pid
         bench.stop("comfyui/0")
         await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["stop", "crash"])
+async def test_who_casts_off_session_parent_and_environment_is_ended_with_its_own_run_only(
+    root: Path, how: str
+) -> None:
+    """Two runs of the same program: what it let loose cannot be told apart by session, parent, uuid or log."""
+    code = f"""
+import os, subprocess, sys, time
+if (child := os.fork()) == 0:
+    os.setsid()
+    quiet = dict(stdin=-3, stdout=-3, stderr=-3)
+    loose = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], env={{}}, cwd='/', start_new_session=True, **quiet)
+    print('loose', loose.pid, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+time.sleep(600)
+"""
+    async with open_bench(root) as bench:
+        await bench.start(*(bench.wish(key, code, grace=0.4) for key in ("comfyui/0", "comfyui/1")))
+        logs = [root / f"logs/comfyui_{n}.log" for n in range(2)]
+        await bench.until(lambda: all("loose" in log.read_text() for log in logs))
+        loose = [int(log.read_text().split()[1]) for log in logs]
+        try:
+            assert environment_of(loose[0]) == {}
+            if how == "stop":
+                bench.stop("comfyui/0")
+            else:
+                os.kill(bench.seen("comfyui/0").pid or 0, signal.SIGKILL)
+            await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+            assert [alive(pid) for pid in loose] == [False, True]
+            bench.stop("comfyui/1")
+            await bench.until(lambda: bench.seen("comfyui/1").phase is Phase.GONE)
+            assert not alive(loose[1])
+        finally:
+            for pid in filter(alive, loose):
+                end(pid)
+
+
+@pytest.mark.asyncio
+async def test_a_process_with_our_tag_but_no_record_is_shown_and_left_alone(root: Path) -> None:
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", SLEEP))
+        owner = environment_of(bench.seen("comfyui/0").pid or 0)[procfs.OWNER_VARIABLE]
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+    tags = {procfs.OWNER_VARIABLE: owner, procfs.UUID_VARIABLE: "f" * 32}
+    stranger = os.spawnve(os.P_NOWAIT, "/bin/sleep", ["sleep", "600"], tags)
+    try:
+        async with open_bench(root) as bench:
+            assert bench.state().unrecorded == (stranger,)
+            now = Now(clock.mono(), clock.wall())
+            status = describe(
+                ViewInput(ResolvedState(), bench.state(), plan(ResolvedState(), bench.state(), now), now, "")
+            )
+            assert status.unrecorded == (stranger,)
+            await bench.start(bench.wish("comfyui/0", SLEEP))
+            bench.stop("comfyui/0")
+            await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        assert alive(stranger)
+    finally:
+        end(stranger)
+        os.waitpid(stranger, 0)

@@ -3,10 +3,11 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,14 @@ def need_pid_namespaces() -> None:
         missing(f"no pid namespace: {tried.stderr.strip()}")
 
 
-class First(Daemon):
+class Patient(Daemon):
+    """A daemon that is given time: what is asked here is whether something comes true, on a busy machine too."""
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 60, what: str = "condition") -> None:
+        super().until(condition, max(timeout_s, 60), what)
+
+
+class First(Patient):
     """A daemon that is PID 1 of a pid namespace; its pids are those of the namespace, `outer` tells ours."""
 
     def __init__(self, root: Path, **environ: str) -> None:
@@ -39,13 +47,19 @@ class First(Daemon):
 
     @property
     def pid(self) -> int:
-        """Of PID 1, as seen from here. Raises OSError or IndexError before it lives."""
+        """Of PID 1, as seen from here. Raises OSError before it lives."""
         assert self.process is not None
-        unshare = self.process.pid
-        return int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()[0])
+        return only_child(self.process.pid)
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
+
+
+def only_child(pid: int) -> int:
+    below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    if not below:
+        raise ProcessLookupError(f"{pid} has no child")
+    return int(below[0])
 
 
 def outer(inner: int, namespace_of: int) -> int:
@@ -113,7 +127,7 @@ def entry(number: int, environment: str = "comm", **more: object) -> dict[str, o
 
 
 @contextmanager
-def daemon_on(folder: Path, instances: list[dict[str, object]], kind: type[Daemon] = Daemon) -> Iterator[Daemon]:
+def daemon_on(folder: Path, instances: list[dict[str, object]], kind: type[Daemon] = Patient) -> Iterator[Daemon]:
     """A daemon, not started yet, on a fresh root with these instances; everything is ended afterwards."""
     one = kind(make_root(folder / "root", instances))
     try:

@@ -14,6 +14,7 @@ import pytest
 from tests.daemon import Daemon
 from tests.faults.processes import (
     First,
+    Patient,
     add_service,
     daemon_on,
     entry,
@@ -24,6 +25,8 @@ from tests.faults.processes import (
     outer,
     zombies_of,
 )
+
+pytestmark = [pytest.mark.ns, pytest.mark.slow, pytest.mark.timeout(300)]
 
 OLDEST_S = 2.0
 
@@ -68,7 +71,7 @@ time.sleep(600)
 def kind(request: pytest.FixtureRequest) -> type[Daemon]:
     if request.param == "pid 1":
         need_pid_namespaces()
-    return First if request.param == "pid 1" else Daemon
+    return First if request.param == "pid 1" else Patient
 
 
 def own_pid(daemon: Daemon) -> int:
@@ -90,8 +93,6 @@ def oldest_zombie_s(daemon: Daemon, done: Callable[[], bool], timeout_s: float) 
     raise AssertionError(f"{len(since)} zombies left after {timeout_s} s: {daemon.output[-3000:]}")
 
 
-@pytest.mark.ns
-@pytest.mark.slow
 def test_a_thousand_orphans_are_collected_and_exit_codes_are_those_of_the_children(
     kind: type[Daemon], tmp_path: Path
 ) -> None:
@@ -111,8 +112,6 @@ def test_a_thousand_orphans_are_collected_and_exit_codes_are_those_of_the_childr
         assert daemon.stop() == 0
 
 
-@pytest.mark.ns
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", "crash"])
 def test_nothing_escapes_by_casting_off_session_parent_and_environment(
     kind: type[Daemon], how: str, tmp_path: Path
