@@ -30,6 +30,7 @@ from comfyd.wiring import paths_from, variables_from
 OFFLINE_NOTES = (
     "no daemon is running: planned as if nothing runs",
     "overrides stored by an earlier daemon are not looked at",
+    "`gpus` is not compared with the GPUs of this machine",
 )
 
 

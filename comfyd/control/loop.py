@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from comfyd.control.gpus import GpuFacts
 from comfyd.control.pen import Pen
 from comfyd.control.supervise import Supervisor, now
 from comfyd.control.watch import Watcher
@@ -88,6 +89,7 @@ class Reconciler:
         self._variables = variables
         self._facts = facts
         self._paths: Paths = facts.paths
+        self._gpus = GpuFacts(live.wake.set)
         self._known_bad = ""
         self._edited_at: float | None = None
         self._last: _Resolved | None = None
@@ -137,7 +139,9 @@ class Reconciler:
         resolved = self._resolve(desired, overrides, at)
         await self._hands.know(desired.environments)
         self._supervisor.refresh(resolved)
-        observed = await self._supervisor.observe(resolved, self._environments())
+        gpus = await self._gpus.look(resolved)
+        seen = await self._supervisor.observe(resolved, self._environments())
+        observed = seen.model_copy(update={"gpus": gpus})
         decided = dated(plan(resolved, observed, at, self._edited_at), self._live.plan.get(), at)
         self._live.resolved.set(resolved)
         self._live.observed.set(observed)
@@ -161,7 +165,8 @@ class Reconciler:
 
     def publish(self) -> None:
         """Observed facts without a pass: used while the loop no longer runs (shutdown)."""
-        self._live.observed.set(self._supervisor.snapshot(self._environments()))
+        seen = self._supervisor.snapshot(self._environments())
+        self._live.observed.set(seen.model_copy(update={"gpus": self._gpus.known}))
 
     async def _apply(self, decided: Plan) -> None:
         """Stops first, then installs, then starts. Waits for nothing long, decides nothing."""

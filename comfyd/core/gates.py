@@ -1,4 +1,4 @@
-"""The questions plan() asks before a start or restart: how the last run ended, the environment, the port, the GPUs."""
+"""The questions plan() asks before a start or restart: how the last run ended, the environment, the port."""
 
 from collections.abc import Mapping
 
@@ -111,11 +111,6 @@ def port_hold(wish: DesiredProcess, taken: Mapping[int, str], observed: Observed
     return Condition("blocked", "port_in_use", f"port {port} is held by {who}", hint)
 
 
-def gpu_hold(other: str) -> Condition:
-    message = f"{other} runs on the same GPU and one of the two wants it exclusively"
-    return Condition("blocked", "gpu_exclusive", message, "stop the other one or give it other `gpus`")
-
-
 def turn_hold(startup_delay_s: float) -> Condition:
     message = f"startup_delay leaves {startup_delay_s:g} s between two starts"
     return Condition("waiting_turn", "startup_delay", message, "wait; a smaller `startup_delay` starts them faster")
@@ -132,15 +127,6 @@ def edit_hold(seen: ObservedProcess, edited_at: float | None, now: Now) -> tuple
         return None
     message = "its settings changed again; it is restarted when the edits have come to rest"
     return Condition("waiting_turn", EDITS_ARRIVE, message, "wait; it is restarted once"), quiet_at
-
-
-def gpus_clash(wish: DesiredProcess, gpus: tuple[int | str, ...] | None, exclusive: bool) -> bool:
-    """Whether `wish` may not run beside a process on `gpus` (None = all visible ones, () = none)."""
-    if not (wish.gpu_exclusive or exclusive) or wish.gpus == () or gpus == ():
-        return False
-    if wish.gpus is None or gpus is None:
-        return True
-    return bool(set(wish.gpus) & set(gpus))
 
 
 def why_start(wish: DesiredProcess, seen: ObservedProcess | None) -> str:

@@ -19,6 +19,7 @@ class StartOutcome:
 
 
 _FINAL_HOLDS = {"backoff", "failed", "conflict", "stopped", "override_conflict", "held"}
+_FINAL_REASONS = {"port_in_use", "gpu_exclusive", "gpu_unknown", "environment_unknown"}
 
 
 def start_outcome(desired: ResolvedState, observed: ObservedState, plan: Plan, key: str) -> StartOutcome:
@@ -37,7 +38,7 @@ def start_outcome(desired: ResolvedState, observed: ObservedState, plan: Plan, k
         hopeless = hold.reason in ("install_failed", "no_build_script")
         status: Literal["installing", "failed"] = "failed" if hopeless else "installing"
         return StartOutcome(status, hold.message, hold)
-    if hold.type in _FINAL_HOLDS or hold.reason in ("port_in_use", "gpu_exclusive", "environment_unknown"):
+    if hold.type in _FINAL_HOLDS or hold.reason in _FINAL_REASONS:
         return StartOutcome("failed", hold.message, hold)
     return StartOutcome("starting", hold.message, hold)
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from comfyd.core import gates
 from comfyd.core.backoff import install_delay_s
 from comfyd.core.doubts import doubts
+from comfyd.core.gpu import Pins, gpu_hold, gpu_rival, rival_hold
 from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState, Phase
 from comfyd.model.plan import Action, InstallEnvironment, Plan, StartProcess, StopProcess
 from comfyd.model.process import DesiredEnvironment, DesiredProcess, ResolvedState
 
-FOREIGN_PORT_RECHECK_S = 2.0
+RECHECK_S = {"port_in_use": 2.0, "gpu_unknown": 60.0}
 STOP_DRAIN_S = 5.0
 """Prompts of an instance that is stopped, disabled or removed get this long before they are given back."""
 
@@ -33,11 +34,11 @@ class _Draft:
     holds: dict[str, Condition] = field(default_factory=dict)
     wakes: list[float] = field(default_factory=list)
     ports: dict[int, str] = field(default_factory=dict)
-    gpus: dict[str, tuple[tuple[int | str, ...] | None, bool]] = field(default_factory=dict)
-    alone: dict[str, tuple[tuple[int | str, ...] | None, bool]] = field(default_factory=dict)
+    gpus: dict[str, tuple[Pins, bool]] = field(default_factory=dict)
+    alone: dict[str, tuple[Pins, bool]] = field(default_factory=dict)
     """Those of `gpus` that want theirs exclusively."""
 
-    def take_gpus(self, key: str, gpus: tuple[int | str, ...] | None, exclusive: bool) -> None:
+    def take_gpus(self, key: str, gpus: Pins, exclusive: bool) -> None:
         self.gpus[key] = (gpus, exclusive)
         if exclusive:
             self.alone[key] = (gpus, exclusive)
@@ -171,16 +172,15 @@ def _waits_for_backoff(draft: _Draft, wish: DesiredProcess, seen: ObservedProces
 
 
 def _waits_for_room(draft: _Draft, wish: DesiredProcess) -> bool:
-    hold = gates.port_hold(wish, draft.ports, draft.observed)
+    hold = gpu_hold(wish, draft.observed.gpus) or gates.port_hold(wish, draft.ports, draft.observed)
     if hold is not None:
-        foreign = hold.reason == "port_in_use"
-        draft.hold(wish.key, hold, draft.now.mono + FOREIGN_PORT_RECHECK_S if foreign else None)
+        wait_s = RECHECK_S.get(hold.reason)
+        draft.hold(wish.key, hold, None if wait_s is None else draft.now.mono + wait_s)
         return True
-    rivals = draft.gpus if wish.gpu_exclusive else draft.alone
-    other = min((k for k, (gpus, alone) in rivals.items() if gates.gpus_clash(wish, gpus, alone)), default=None)
+    other = gpu_rival(wish, draft.gpus if wish.gpu_exclusive else draft.alone, draft.observed.gpus)
     if other is None:
         return False
-    draft.hold(wish.key, gates.gpu_hold(other))
+    draft.hold(wish.key, rival_hold(other))
     return True
 
 

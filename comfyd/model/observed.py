@@ -105,6 +105,14 @@ class PortHolder(Frozen):
     name: str = "?"
 
 
+class ObservedGpu(Frozen):
+    """A GPU as the driver told. index: in PCI bus order."""
+
+    index: int
+    uuid: str
+    name: str = ""
+
+
 class InstallStep(Frozen):
     """One of the nine steps. state pending|running|done|failed|skipped; times in wall seconds."""
 
@@ -149,13 +157,17 @@ class ObservedEnvironment(Frozen):
 
 
 class ObservedState(Frozen):
-    """One snapshot. ports: foreign listeners on ports that desired processes name. last_start_mono: latest spawn."""
+    """One snapshot. ports: foreign listeners on ports that desired processes name. last_start_mono: latest spawn.
+
+    gpus: None if nobody is pinned to one, or no driver has told which there are.
+    """
 
     processes: tuple[ObservedProcess, ...] = ()
     environments: tuple[ObservedEnvironment, ...] = ()
     ports: tuple[PortHolder, ...] = ()
     last_start_mono: float | None = None
     unrecorded: tuple[int, ...] = ()
+    gpus: tuple[ObservedGpu, ...] | None = None
 
     def by_key(self) -> dict[str, ObservedProcess]:
         """For those who ask for many: `process` looks through all of them each time."""

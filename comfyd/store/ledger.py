@@ -12,6 +12,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from comfyd.model.task import Event
 from comfyd.store.insert import Insert
+from comfyd.store.known import Known
 
 __all__ = ["Ledger", "Transaction", "dump", "from_json", "storable"]
 
@@ -40,14 +41,19 @@ def storable(text: str) -> str:
 
 
 class Ledger:
-    """Numbers of the event log: `last` is committed, `oldest` still kept. Keeps about `rows` events."""
+    """Numbers of the event log: `last` is committed, `oldest` still kept. Keeps about `rows` events.
+
+    known: of the tasks; valid within the transaction that is open too.
+    """
 
     def __init__(self, rows: int) -> None:
         self.rows = max(1, rows)
         self.last = 0
         self.oldest = 1
+        self.known = Known()
 
     def load(self, db: sqlite3.Connection) -> None:
+        self.known.forget()
         first, last = db.execute("SELECT min(seq), max(seq) FROM event").fetchone()
         self.last = last or 0
         self.oldest = first or self.last + 1
@@ -66,6 +72,7 @@ class Transaction:
 
     def __init__(self, db: sqlite3.Connection, ledger: Ledger) -> None:
         self.db = db
+        self.known = ledger.known
         self._ledger = ledger
         self._base = ledger.last
         self._events: list[tuple[int, float, str, str, str]] = []
@@ -97,6 +104,7 @@ class Transaction:
 
     def back_to(self, mark: tuple[int, int]) -> None:
         """Forget what was gathered since `mark`: the operation was rolled back."""
+        self.known.forget()
         del self._events[mark[0] :]
         del self._moves[mark[1] :]
 

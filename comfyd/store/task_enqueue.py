@@ -3,13 +3,14 @@
 Must not: be called outside `Writer.write_shared`, which keeps all of it or nothing.
 """
 
-import sqlite3
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from comfyd.errors import ComfydError
 from comfyd.model.task import NewTask
 from comfyd.store.insert import Insert
+from comfyd.store.known import Lane
 from comfyd.store.ledger import Transaction, dump
 from comfyd.store.task_rows import Clock
 
@@ -19,10 +20,11 @@ _TASKS = Insert(
     "(?, ?, ?, ?, 'PENDING', ?, ?, ?, ?, ?, ?, ?, ?)",
 )
 _PARAMS = Insert("task_params (seq, json)", "(?, ?)")
+_NEWEST = "SELECT coalesce(max(seq), 0) FROM task"
 # INDEXED BY: without statistics the planner may prefer the index on state, which grows with the queue.
 _TOP = (
-    "SELECT (SELECT max(seq) FROM task), "
-    "(SELECT max(rank) FROM task INDEXED BY task_lane WHERE finished_at IS NULL AND user_id IS ? AND priority = ?)"
+    "SELECT coalesce(max(rank), 0) FROM task INDEXED BY task_lane "
+    "WHERE finished_at IS NULL AND user_id IS ? AND priority = ?"
 )
 _SAME_KEY = "SELECT seq, body_digest FROM task WHERE idempotency_key = ?"
 
@@ -41,33 +43,35 @@ Answer = tuple[int, bool] | ComfydError
 
 
 def enqueue(tx: Transaction, entries: Sequence[Entry]) -> list[Answer]:
-    batch = _Batch(tx.db)
+    batch = _Batch(tx)
     answers = [batch.add(entry) for entry in entries]
     _TASKS(tx.db, batch.tasks)
     _PARAMS(tx.db, batch.params)
-    texts = {workflow: dump(_created(workflow)) for _, workflow in batch.places}
+    batch.remember()
     for entry in batch.added:
-        tx.note_text("task", entry.task_id, texts[entry.new.workflow_name], entry.clock.wall)
+        tx.note_text("task", entry.task_id, _created(entry.new.workflow_name), entry.clock.wall)
     for (environment, workflow), n in batch.places.items():
         tx.count(environment, workflow, "PENDING", n)
     return answers
 
 
-def _created(workflow: str) -> dict[str, str | None]:
-    return {"from": None, "to": "PENDING", "workflow": workflow, "instance": None, "message": None}
+@lru_cache(maxsize=256)
+def _created(workflow: str) -> str:
+    return dump({"from": None, "to": "PENDING", "workflow": workflow, "instance": None, "message": None})
 
 
 class _Batch:
     """Rows that are about to be inserted, and what they mean for those that follow."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, tx: Transaction) -> None:
         self.added: list[Entry] = []
         self.tasks: list[tuple[Any, ...]] = []
         self.params: list[tuple[int, str]] = []
         self.places: dict[tuple[str, str], int] = {}
-        self._db = db
-        self._seq = 0
-        self._lanes: dict[tuple[str | None, str], int] = {}
+        self._db, self._known = tx.db, tx.known
+        seq = tx.known.seq
+        self._seq: int = seq if seq is not None else tx.db.execute(_NEWEST).fetchone()[0]
+        self._lanes: dict[Lane, int] = {}
         self._keys: dict[str, tuple[int, str]] = {}
 
     def add(self, entry: Entry) -> Answer:
@@ -78,11 +82,7 @@ class _Batch:
             if known is not None:
                 return (known[0], False) if known[1] == new.body_digest else _mismatch()
         lane = new.user_id, new.priority
-        if lane not in self._lanes:
-            last, top = self._db.execute(_TOP, lane).fetchone()
-            self._seq = max(self._seq, last or 0)
-            self._lanes[lane] = top or 0
-        self._lanes[lane] = rank = max(clock.us, self._lanes[lane]) + new.rank_cost
+        self._lanes[lane] = rank = max(clock.us, self._top(lane)) + new.rank_cost
         self._seq = seq = self._seq + 1
         if key is not None:
             self._keys[key] = (seq, new.body_digest)
@@ -94,6 +94,16 @@ class _Batch:
         self.places[home] = self.places.get(home, 0) + 1
         self.added.append(entry)
         return rank, True
+
+    def _top(self, lane: Lane) -> int:
+        top = self._lanes.get(lane) or self._known.top(lane)
+        return top if top is not None else int(self._db.execute(_TOP, lane).fetchone()[0])
+
+    def remember(self) -> None:
+        """Once the rows are inserted."""
+        self._known.seq = self._seq
+        for lane, rank in self._lanes.items():
+            self._known.put_top(lane, rank)
 
 
 def _mismatch() -> ComfydError:

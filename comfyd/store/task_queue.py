@@ -1,5 +1,6 @@
 """Statements that lease tasks out and take expired leases back. Each is one operation."""
 
+import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from comfyd.model.task import Outcome, Slot, TaskState
 from comfyd.store.ledger import Transaction
 from comfyd.store.task_finish import put_back
+from comfyd.store.task_read import next_expiry
 from comfyd.store.task_rows import ALL, Clock, TaskRow, Term, change, find, moved, named, stale
 
 # INDEXED BY: without statistics the planner may prefer the index on state, which grows with the queue.
@@ -35,10 +37,14 @@ _NEXT_ENVIRONMENT = (
 
 def take_back(tx: Transaction, clock: Clock) -> None:
     """Return every task whose lease ran out to the queue. Its token stays good until someone else gets the task."""
+    if clock.mono < tx.known.expiry_mono:
+        return
     expired = tx.db.execute(_EXPIRED, (clock.mono,)).fetchall()
     for row in map(named, expired):
         outcome = Outcome(state=TaskState.PENDING, message=f"The lease ran out in attempt {row['attempts']}.")
         put_back(tx, row, outcome, clock, keep_token=True)
+    left = next_expiry(tx.db)
+    tx.known.expiry_mono = math.inf if left is None else left
 
 
 def claim(

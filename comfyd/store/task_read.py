@@ -122,6 +122,7 @@ def next_expiry(db: sqlite3.Connection) -> float | None:
 
 
 def clear(tx: Transaction) -> int:
+    tx.known.forget()
     tx.db.execute(f"DELETE FROM tally WHERE {_CLEARED}")
     return tx.db.execute(f"DELETE FROM task WHERE {_CLEARED}").rowcount
 

@@ -108,6 +108,10 @@ def named(row: Iterable[Any]) -> TaskRow:
 def change(tx: Transaction, row: TaskRow, **columns: Any) -> TaskRow:
     """Write these columns. Returns the row as it is now."""
     tx.db.execute(_update(tuple(columns)), (*columns.values(), row["seq"]))
+    if "finished_at" in columns:
+        tx.known.moved((row["user_id"], row["priority"]), row["rank"])
+    if columns.get("lease_mono") is not None:
+        tx.known.leased(columns["lease_mono"])
     return {**row, **columns}
 
 

@@ -7,11 +7,9 @@ the connection (reads). Reads run after the writes of their batch and never wait
 
 import asyncio
 import contextlib
-import os
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -24,8 +22,6 @@ from comfyd.store.ledger import Ledger, Transaction
 T = TypeVar("T")
 Item = TypeVar("Item")
 MAX_BATCH: Final = 500
-SPIN_S: Final = 0.0001
-"""How long to look for the next operation before sleeping: a caller that was just answered often has one."""
 IDLE_S: Final = 0.05
 CHECKPOINT_AFTER: Final = 2000
 """Row changes after which a writer that is idle for IDLE_S moves the log into the database: no COMMIT has to."""
@@ -46,7 +42,8 @@ class Writer:
         self.last_event = 0
         self._busy_timeout_s = busy_timeout_s
         self._ledger = Ledger(event_rows)
-        self._queue: queue.SimpleQueue[Operation[Any] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Operation[Any]] | None] = queue.SimpleQueue()
+        self._gathered: list[Operation[Any]] = []
         self._db: sqlite3.Connection | None = None
         self._refused: StoreError | None = None
         self._doubtful = False
@@ -73,6 +70,7 @@ class Writer:
             return
         if not self._closing:
             self._closing = True
+            self._hand_over()
             self._queue.put(None)
         await asyncio.shield(self._ended)
         self._thread.join()  # it has only to return
@@ -116,8 +114,16 @@ class Writer:
         if self._closing or self._thread is None:
             raise StoreError("The database is closed: the daemon is shutting down.")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put(Operation(call, future, writes, item, before, after))
+        if not self._gathered:
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append(Operation(call, future, writes, item, before, after))
         return future
+
+    def _hand_over(self) -> None:
+        """All that one round of the loop has asked for: one by one, the first would be committed without the others."""
+        operations, self._gathered = self._gathered, []
+        if operations:
+            self._queue.put(operations)
 
     async def wait_event(self, after: int) -> None:
         """Return once `last_event` is above `after`."""
@@ -143,7 +149,8 @@ class Writer:
             more = True
             while more:
                 batch, more = self._gather()
-                self._execute(batch)
+                for start in range(0, len(batch), MAX_BATCH):
+                    self._execute(batch[start : start + MAX_BATCH])
         finally:
             self._close()
             self._call(_settle, self._ended, None)
@@ -154,19 +161,16 @@ class Writer:
 
     def _gather(self) -> tuple[list[Operation[Any]], bool]:
         batch: list[Operation[Any]] = []
-        operation = self._next()
-        while operation is not None:
-            batch.append(operation)
+        operations = self._next()
+        while operations is not None:
+            batch += operations
             if len(batch) >= MAX_BATCH or self._queue.empty():
                 break
-            operation = self._queue.get_nowait()
-        return batch, operation is not None
+            operations = self._queue.get_nowait()
+        return batch, operations is not None
 
-    def _next(self) -> Operation[Any] | None:
-        """Wait for an operation; being idle is the time to write the log back."""
-        until = time.perf_counter() + SPIN_S
-        while self._queue.empty() and time.perf_counter() < until:
-            os.sched_yield()
+    def _next(self) -> list[Operation[Any]] | None:
+        """Wait for operations; being idle is the time to write the log back."""
         if self._unwritten() > CHECKPOINT_AFTER:
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=IDLE_S)
@@ -188,10 +192,12 @@ class Writer:
     def _commit(self, operations: list[Operation[Any]]) -> None:
         try:
             db = self._connection()
-            transaction = self._transaction(db)
+            db.execute("BEGIN IMMEDIATE")
+            transaction = Transaction(db, self._ledger)
             if not perform_together(transaction, operations):
                 db.execute("ROLLBACK")
-                transaction = self._transaction(db)
+                db.execute("BEGIN IMMEDIATE")
+                transaction.back_to((0, 0))
                 perform_apart(transaction, operations)
             last, oldest = transaction.flush()
             for operation in operations:
@@ -209,10 +215,6 @@ class Writer:
                     operation.after(operation.result)
                 except Exception as error:
                     operation.error = error
-
-    def _transaction(self, db: sqlite3.Connection) -> Transaction:
-        db.execute("BEGIN IMMEDIATE")
-        return Transaction(db, self._ledger)
 
     def _fail(self, operations: list[Operation[Any]], error: Exception) -> None:
         """Nothing of this batch was stored as far as we know: say so to all, and trust this connection no more."""

@@ -1,22 +1,15 @@
-"""GPU figures in the status, through the real binding and a compiled stand-in for the driver's library."""
+"""GPUs through the real binding and a compiled stand-in for the driver's library: shown, and held to by pins."""
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.daemon import Daemon
-
-STUB = Path(__file__).parents[1] / "host/nvml_stub.c"
+from tests.host.nvml import build_library
 
 
 def test_status_shows_every_gpu_and_a_machine_without_any_shows_none(daemon: Daemon, tmp_path: Path) -> None:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the stand-in for NVML with")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(tmp_path / "libnvidia-ml.so.1"), str(STUB)], check=True)
-    daemon.environ["LD_LIBRARY_PATH"] = str(tmp_path)
+    daemon.environ["LD_LIBRARY_PATH"] = str(build_library(tmp_path))
     daemon.start().until_ready(0, 1)
     status = daemon.get("/api/comfyui/status")
     assert [(g["index"], g["uuid"], g["memory_used"] >> 30) for g in status["gpus"]] == [
@@ -30,3 +23,37 @@ def test_status_shows_every_gpu_and_a_machine_without_any_shows_none(daemon: Dae
     daemon.start().until_ready(0, 1)
     status = daemon.get("/api/comfyui/status")
     assert (status["gpus"], status["gpu_problem"]) == ([], None)
+
+
+def pin(daemon: Daemon, *pins: object, **fields: object) -> None:
+    def change(data: dict[str, list[dict[str, object]]]) -> None:
+        for entry, gpus in zip(data["instances"], pins, strict=True):
+            entry |= {"gpus": gpus, **fields}
+
+    daemon.edit(change)
+
+
+def reason(daemon: Daemon) -> str:
+    return str(daemon.instance(1)["conditions"][0]["reason"])
+
+
+@pytest.mark.slow
+def test_pins_are_held_to_what_the_driver_knows(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.environ["LD_LIBRARY_PATH"] = str(build_library(tmp_path))
+    pin(daemon, [1], [5])
+    daemon.start().until_ready(0)
+    variables = Path(f"/proc/{daemon.instance(0)['pid']}/environ").read_bytes().split(b"\0")
+    assert {b"CUDA_VISIBLE_DEVICES=1", b"CUDA_DEVICE_ORDER=PCI_BUS_ID"} <= set(variables)
+    daemon.until(lambda: daemon.state(1) == "blocked", what="the pin of the second is refused")
+    (condition,) = daemon.instance(1)["conditions"]
+    assert condition["reason"] == "gpu_unknown"
+    assert "1 (GPU-bbbb, Stub 80GB)" in condition["hint"]
+    pin(daemon, [1], ["GPU-bbbb"], gpu_exclusive=True)
+    daemon.until(lambda: reason(daemon) == "gpu_exclusive", what="both names are one GPU")
+    assert "comfyui/0" in daemon.instance(1)["conditions"][0]["message"]
+    pin(daemon, [1], ["GPU-aaaa"], gpu_exclusive=True)
+    daemon.until_ready(0, 1)
+    daemon.environ["NVML_STUB"] = "driver"
+    pin(daemon, [1], [5])
+    assert daemon.stop() == 0
+    daemon.start().until_ready(0, 1)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from comfyd.host.gpu import Gpu, GpuProcess, GpuReading, read_gpus
+from tests.host.nvml import build_library
 
 READ = """
 import dataclasses, json
@@ -21,14 +21,7 @@ print(json.dumps(dataclasses.asdict(read_gpus())))
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the stand-in for NVML with")
-    folder = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).with_name("nvml_stub.c")
-    target = str(folder / "libnvidia-ml.so.1")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", target, str(source)], check=True, timeout=60)
-    return folder
+    return build_library(tmp_path_factory.mktemp("nvml"))
 
 
 def read(library: Path | None, mode: str = "") -> dict[str, Any]:

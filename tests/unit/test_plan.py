@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 
 from comfyd.core.backoff import JITTER, crash_delay_s, install_delay_s
 from comfyd.core.gates import EDITS_QUIET_S, JUST_RESTARTED_S
-from comfyd.core.plan import FOREIGN_PORT_RECHECK_S, STOP_DRAIN_S, plan
+from comfyd.core.outcome import start_outcome
+from comfyd.core.plan import RECHECK_S, STOP_DRAIN_S, plan
 from comfyd.model.base import Condition
 from comfyd.model.desired import EnvironmentSpec, InstanceSpec, ModelSpec
-from comfyd.model.observed import ExitInfo, ObservedEnvironment, ObservedProcess, ObservedState, Phase, PortHolder
+from comfyd.model.observed import (
+    ExitInfo,
+    ObservedEnvironment,
+    ObservedGpu,
+    ObservedProcess,
+    ObservedState,
+    Phase,
+    PortHolder,
+)
 from comfyd.model.plan import InstallEnvironment, Plan, StartProcess, StopProcess
 from comfyd.model.process import DesiredEnvironment, DesiredProcess, ProcessSpec, ResolvedState
 from tests.unit.world import WALL, World
@@ -292,7 +301,7 @@ def test_a_foreign_listener_blocks_with_its_name_and_is_looked_at_again() -> Non
     assert (hold.type, hold.reason) == ("blocked", "port_in_use")
     assert "77" in hold.message
     assert "nginx" in hold.message
-    assert decided.wake_at == 1000.0 + FOREIGN_PORT_RECHECK_S
+    assert decided.wake_at == 1000.0 + RECHECK_S["port_in_use"]
 
 
 def test_two_ports_are_swapped_in_two_steps() -> None:
@@ -338,6 +347,66 @@ def test_an_exclusive_gpu(first: dict[str, Any], second: dict[str, Any], both: b
     assert verbs(decided) == ([("start", "comfyui/1")] if both else [])
     if not both:
         assert decided.holds["comfyui/1"].reason == "gpu_exclusive"
+
+
+TWO_GPUS = (ObservedGpu(index=0, uuid="GPU-aaaa", name="A"), ObservedGpu(index=1, uuid="GPU-bbbb", name="B"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "one_gpu"),
+    [
+        ((0,), ("GPU-aaaa",), True),
+        (("GPU-bb",), (1,), True),
+        (("GPU-BBBB",), ("GPU-b",), True),
+        ((0,), ("GPU-bbbb",), False),
+    ],
+)
+def test_a_gpu_has_one_name_however_it_is_written(first: Any, second: Any, one_gpu: bool) -> None:
+    desired = desire(wish(0, gpus=first, gpu_exclusive=True), wish(1, gpus=second))
+    machine = with_processes(running(0, gpus=first, gpu_exclusive=True))
+    assert verbs(machine.plan(desired)) == [("start", "comfyui/1")], "nobody knows what the two names mean"
+    machine.gpus = TWO_GPUS
+    decided = machine.plan(desired)
+    assert verbs(decided) == ([] if one_gpu else [("start", "comfyui/1")])
+    assert [hold.reason for hold in decided.holds.values()] == (["gpu_exclusive"] if one_gpu else [])
+
+
+@pytest.mark.parametrize(
+    ("pins", "absent"),
+    [
+        ((0, 1), ""), (("GPU-aaaa",), ""), (("GPU-b",), ""), (None, ""), ((), ""), (("MIG-aaaa",), ""),
+        ((0, 5), "5"), (("GPU-cccc", 7), "GPU-cccc, 7"), (("GPU-",), "GPU-"),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_is_not_there(pins: Any, absent: str) -> None:
+    machine = world()
+    assert verbs(machine.plan(desire(wish(0, gpus=pins)))) == [("start", "comfyui/0")], "no driver: as it always was"
+    machine.gpus = TWO_GPUS
+    decided = machine.plan(desire(wish(0, gpus=pins)))
+    assert verbs(decided) == ([] if absent else [("start", "comfyui/0")])
+    if absent:
+        hold = decided.holds["comfyui/0"]
+        assert (hold.type, hold.reason) == ("blocked", "gpu_unknown")
+        assert f"names {absent}, which" in hold.message
+        assert "0 (GPU-aaaa, A), 1 (GPU-bbbb, B)" in hold.hint
+        assert decided.wake_at == machine.mono + RECHECK_S["gpu_unknown"]
+        assert start_outcome(desire(wish(0, gpus=pins)), machine.observed(), decided, "comfyui/0").status == "failed"
+
+
+def test_a_driver_without_gpus_knows_none_and_what_runs_is_left_alone() -> None:
+    machine = with_processes(running(0, gpus=(0,)))
+    machine.gpus = ()
+    decided = machine.plan(desire(wish(0, gpus=(0,)), wish(1, gpus=(0,))))
+    assert verbs(decided) == []
+    assert decided.holds["comfyui/1"].hint.endswith("no GPU")
+
+
+def test_a_variable_of_its_own_beats_the_pins() -> None:
+    spec = InstanceSpec(id=0, port=3001, name="a", gpus=(9,), env={"CUDA_VISIBLE_DEVICES": "0"})
+    machine = world()
+    machine.gpus = TWO_GPUS
+    decided = machine.plan(desire(wish(0, gpus=(9,)).model_copy(update={"instance": spec})))
+    assert verbs(decided) == [("start", "comfyui/0")]
 
 
 def test_giving_up_exclusiveness_needs_no_restart() -> None:

@@ -10,6 +10,7 @@ from comfyd.model.base import Now
 from comfyd.model.observed import (
     ExitInfo,
     ObservedEnvironment,
+    ObservedGpu,
     ObservedProcess,
     ObservedState,
     Phase,
@@ -32,6 +33,7 @@ class World:
     last_start: float | None = None
     installs: dict[str, InstallEnvironment] = field(default_factory=dict)
     spawned: int = 0
+    gpus: tuple[ObservedGpu, ...] | None = None
 
     @property
     def now(self) -> Now:
@@ -43,6 +45,7 @@ class World:
             environments=tuple(self.environments.values()),
             ports=self.foreign,
             last_start_mono=self.last_start,
+            gpus=self.gpus,
         )
 
     def plan(self, desired: ResolvedState) -> Plan:
