@@ -194,3 +194,39 @@ def test_a_thousand_edits_in_two_seconds_cost_few_passes_and_restarts(daemon: Da
     allowed = 2 if took < 4.5 else 3  # a machine that is too busy to write a thousand files in time
     assert max(starts.count(key) for key in before) - 1 <= allowed, (took, starts)
     assert passes(daemon) - passed <= 25 + 10 * max(0.0, took - 2.5), took
+
+
+@pytest.mark.slow
+def test_every_kind_of_invalid_meaning_is_listed_at_once_and_moves_nothing(daemon: Daemon) -> None:
+    daemon.start().until_ready(0, 1)
+    path, before, good = daemon.root / "instances.json", moved(daemon), (daemon.root / "instances.json").read_text()
+    first = json.loads(good)["instances"][0]
+    path.write_text(
+        '{"instances": [\n'
+        f' {{"id": 0, "port": {first["port"]}, "name": "a"}},\n'
+        f' {{"id": 0, "port": {first["port"]}, "name": "a"}},\n'
+        f' {{"id": 3, "port": {daemon.port}, "name": "own-port", "prot": 1}},\n'
+        ' {"id": "4", "port": NaN, "name": "types", "name": "twice", "enabled": "yes"}\n'
+        "]}\n"
+    )
+    seen = until_config(daemon, "stale")
+    found = {(i["code"], i["path"], i["line"]) for i in seen["issues"]}
+    assert found >= {
+        ("duplicate_id", "/instances/1/id", 3), ("duplicate_port", "/instances/1/port", 3),
+        ("duplicate_name", "/instances/1/name", 3), ("api_port", "/instances/2/port", 4),
+        ("unknown_key", "/instances/2/prot", 4), ("invalid_number", "/instances/3/port", 5),
+        ("duplicate_key", "/instances/3/name", 5), ("bad_value", "/instances/3/id", 5),
+        ("bad_value", "/instances/3/enabled", 5),
+    }, found  # fmt: skip
+    assert seen["revision"] != seen["seen_revision"]
+    assert moved(daemon) == before
+    path.write_text(good)
+    until_config(daemon, "ok")
+
+    environment = daemon.root / "config/environments/comm/config.json"
+    whole = environment.read_text()
+    environment.write_text('{"workflows": 5}')
+    daemon.until(lambda: [i["severity"] for i in config(daemon)["issues"]] == ["blocked"], what="it is told")
+    environment.write_text(whole)
+    daemon.until(lambda: config(daemon)["issues"] == [], what="nothing is wrong any more")
+    assert moved(daemon) == before
