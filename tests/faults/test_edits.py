@@ -22,6 +22,8 @@ from tests.faults.world import (
     until_config,
 )
 
+pytestmark = pytest.mark.timeout(120)
+
 
 def write_in_pieces(path: Path, data: bytes, pieces: int = 10, pause_s: float = 0.004) -> None:
     """As an editor that truncates and writes slowly."""

@@ -12,7 +12,7 @@ from tests.daemon import Daemon
 from tests.faults.surroundings import mounting
 from tests.faults.world import CONVERGED_S, SLACK_S, moved
 
-pytestmark = [pytest.mark.ns, pytest.mark.usefixtures("namespaces")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.ns, pytest.mark.usefixtures("namespaces")]
 
 
 def fill(file: Path) -> None:
