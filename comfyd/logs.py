@@ -5,6 +5,7 @@ values cut, secrets masked by key.
 Must not: be imported for anything but `get_logger` and `configure`.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -84,10 +85,51 @@ def configure(level: str, fmt: str, log_file: Path | None) -> None:
     _add(root, logging.StreamHandler(sys.stderr), as_json if use_json else as_text, shared)
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        _add(root, logging.FileHandler(log_file, encoding="utf-8"), as_json, shared)
+        _add(root, LineFile(log_file), as_json, shared)
         _link_older_name(log_file)
     for talkative in ("aiohttp.access", "watchfiles"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
+
+
+class LineFile(logging.Handler):
+    """Appends whole lines to a file. A full disk costs the lines that do not fit, never the caller, and no line is
+    torn into another one; how many were lost is told as soon as there is room again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._torn = False
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        if self._lost and self._append(self.format(self._loss(record))):
+            self._lost = 0
+        self._lost += not self._append(line)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+        super().close()
+
+    def _loss(self, at: logging.LogRecord) -> logging.LogRecord:
+        made = logging.LogRecord(at.name, logging.ERROR, "", 0, "log records lost: %d", (self._lost,), None)
+        made.created = at.created
+        return made
+
+    def _append(self, line: str) -> bool:
+        data = ("\n" if self._torn else "").encode() + line.encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            written = os.write(self._fd, data)
+        except OSError:
+            return False
+        whole = written == len(data)
+        self._torn = not whole and (self._torn or written > 0)
+        return whole
 
 
 def _link_older_name(log_file: Path) -> None:

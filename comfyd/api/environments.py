@@ -4,11 +4,11 @@ import asyncio
 from typing import Literal
 
 from comfyd.api.context import ApiContext
-from comfyd.api.logs import tail_lines
 from comfyd.api.operation import Call, op, under_api
 from comfyd.api.views import find_environment, status_view
 from comfyd.api.wire import Answer
 from comfyd.api.wishes import fresh, write
+from comfyd.host.follow import tail_lines
 from comfyd.model.view import EnvironmentView, InstallView
 
 SHOWN_LOG_LINES = 50
@@ -76,5 +76,5 @@ async def install_environment(call: Call[None, None]) -> InstallAccepted:
 
 def _log_end(context: ApiContext, env: str) -> tuple[str, ...]:
     """The last lines of the install log; none if it cannot be read."""
-    lines = tail_lines(str(context.paths.install_log(env)), SHOWN_LOG_LINES)
+    lines = tail_lines(context.paths.install_log(env), SHOWN_LOG_LINES)
     return tuple(lines.decode("utf-8", "replace").splitlines())

@@ -98,6 +98,8 @@ def _show(session: Session, seen: Status) -> None:
     config = seen.get("config", {})
     if config.get("state", "ok") != "ok":
         say(f"config is {config.get('state')}: {clean(config.get('path'))}")
+    if config.get("polling"):
+        say("the system gives no notice of edits: files are compared every COMFYD_POLL_S seconds")
     _show_issues(config)
 
 

@@ -39,7 +39,7 @@ class LogKeeper:
             try:
                 size = path.stat().st_size
                 if size > self._limit:
-                    size -= rotate(path)
+                    size -= rotate(path, limit=self._limit)
                 self._broken.discard(name)
             except FileNotFoundError:
                 continue

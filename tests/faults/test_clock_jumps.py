@@ -37,6 +37,7 @@ def events(daemon: Daemon) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_jumps_expire_no_lease_restart_nothing_and_change_no_backoff(daemon: Daemon, shim: Shim) -> None:
     crashing = {"id": 2, "port": free_port(), "name": "crashing", "env": {"FAKE_COMFYUI_EXIT": "9"}}
     daemon.edit(lambda d: d["instances"].append(crashing))

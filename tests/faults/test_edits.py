@@ -22,14 +22,18 @@ from tests.faults.world import (
     until_config,
 )
 
+pytestmark = pytest.mark.timeout(120)
 
-def write_in_pieces(path: Path, data: bytes, pieces: int = 10, pause_s: float = 0.004) -> None:
-    """As an editor that truncates and writes slowly."""
+
+def write_in_pieces(path: Path, data: bytes, pieces: int = 10, pause_s: float = 0.004) -> float:
+    """As an editor that truncates and writes slowly. Returns how long the file was not whole."""
+    begun = time.monotonic()
     size = len(data) // pieces + 1
     with path.open("wb", buffering=0) as file:
         for begin in range(0, len(data), size):
             file.write(data[begin : begin + size])
             time.sleep(pause_s)
+    return time.monotonic() - begun
 
 
 def fleet(daemon: Daemon, **changes: Any) -> bytes:
@@ -55,12 +59,14 @@ def test_prefixes_and_slow_writes_of_a_valid_file_move_nothing(daemon: Daemon) -
         path.write_bytes(whole)
         until_config(daemon, "ok")
     refused = len([t for t in transitions(daemon, "config") if t["to"] == "stale"])
-    for turn in range(10):
-        write_in_pieces(path, fleet(daemon, name=f"slow-{turn}"))
-    renamed(daemon, "slow-9")
+    took = []
+    for turn in range(5):
+        took.append(write_in_pieces(path, fleet(daemon, name=f"slow-{turn}")))
+        renamed(daemon, f"slow-{turn}")
     until_config(daemon, "ok")
     assert refused == 3
-    assert [t for t in transitions(daemon, "config") if t["to"] != "ok"][refused:] == []
+    torn = [t for t in transitions(daemon, "config") if t["to"] != "ok"][refused:]
+    assert len(torn) <= sum(one > 0.2 for one in took), "only a write that takes longer than the retries may be noticed"
     assert moved(daemon) == before
 
 
@@ -194,3 +200,39 @@ def test_a_thousand_edits_in_two_seconds_cost_few_passes_and_restarts(daemon: Da
     allowed = 2 if took < 4.5 else 3  # a machine that is too busy to write a thousand files in time
     assert max(starts.count(key) for key in before) - 1 <= allowed, (took, starts)
     assert passes(daemon) - passed <= 25 + 10 * max(0.0, took - 2.5), took
+
+
+@pytest.mark.slow
+def test_every_kind_of_invalid_meaning_is_listed_at_once_and_moves_nothing(daemon: Daemon) -> None:
+    daemon.start().until_ready(0, 1)
+    path, before, good = daemon.root / "instances.json", moved(daemon), (daemon.root / "instances.json").read_text()
+    first = json.loads(good)["instances"][0]
+    path.write_text(
+        '{"instances": [\n'
+        f' {{"id": 0, "port": {first["port"]}, "name": "a"}},\n'
+        f' {{"id": 0, "port": {first["port"]}, "name": "a"}},\n'
+        f' {{"id": 3, "port": {daemon.port}, "name": "own-port", "prot": 1}},\n'
+        ' {"id": "4", "port": NaN, "name": "types", "name": "twice", "enabled": "yes"}\n'
+        "]}\n"
+    )
+    seen = until_config(daemon, "stale")
+    found = {(i["code"], i["path"], i["line"]) for i in seen["issues"]}
+    assert found >= {
+        ("duplicate_id", "/instances/1/id", 3), ("duplicate_port", "/instances/1/port", 3),
+        ("duplicate_name", "/instances/1/name", 3), ("api_port", "/instances/2/port", 4),
+        ("unknown_key", "/instances/2/prot", 4), ("invalid_number", "/instances/3/port", 5),
+        ("duplicate_key", "/instances/3/name", 5), ("bad_value", "/instances/3/id", 5),
+        ("bad_value", "/instances/3/enabled", 5),
+    }, found  # fmt: skip
+    assert seen["revision"] != seen["seen_revision"]
+    assert moved(daemon) == before
+    path.write_text(good)
+    until_config(daemon, "ok")
+
+    environment = daemon.root / "config/environments/comm/config.json"
+    whole = environment.read_text()
+    environment.write_text('{"workflows": 5}')
+    daemon.until(lambda: [i["severity"] for i in config(daemon)["issues"]] == ["blocked"], what="it is told")
+    environment.write_text(whole)
+    daemon.until(lambda: config(daemon)["issues"] == [], what="nothing is wrong any more")
+    assert moved(daemon) == before

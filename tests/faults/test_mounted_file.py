@@ -10,7 +10,7 @@ from tests.daemon import Daemon
 from tests.faults.surroundings import mounting
 from tests.faults.world import CONVERGED_S, SLACK_S, config, moved
 
-pytestmark = [pytest.mark.ns, pytest.mark.usefixtures("namespaces")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.ns, pytest.mark.usefixtures("namespaces")]
 
 
 def test_edits_in_place_work_and_a_replaced_source_is_told(daemon: Daemon, tmp_path: Path) -> None:

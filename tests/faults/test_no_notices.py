@@ -10,7 +10,7 @@ from tests.faults.surroundings import Shim
 from tests.faults.world import SLACK_S, config, moved, records
 
 POLL_S = 2.0
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 def rename_first(root: Path, before: str, after: str) -> None:

@@ -118,3 +118,38 @@ def test_logging_goes_on_where_links_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "fastapi.log.1" / "kept").touch()
     stderr = logged("log.info('now')", file=tmp_path / "comfyd.log")
     assert [json.loads(line)["event"] for line in stderr.splitlines()] == ["no link to the log", "now"]
+
+
+NEARLY_FULL = """
+import resource
+size = Path(sys.argv[2]).stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + {room}, resource.RLIM_INFINITY))
+for n in range(5):
+    log.info("does not fit", number=n, text="x" * 50)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log.info("fits again")
+log.info("and on")
+"""
+
+
+@pytest.mark.parametrize("room", [0, 20])
+def test_a_full_disk_costs_lines_and_tears_none_into_another(tmp_path: Path, room: int) -> None:
+    """With no room nothing is written; with little room the first line is cut short."""
+    file = tmp_path / "comfyd.log"
+    noise = logged("log.info('before')" + NEARLY_FULL.format(room=room), file=file)
+    assert "Traceback" not in noise
+    lines = file.read_text().splitlines()
+    torn, whole = (lines[1:2], [lines[0], *lines[2:]]) if room else ([], lines)
+    events = [json.loads(line)["event"] for line in whole]
+    assert events == ["before", "log records lost: 5", "fits again", "and on"]
+    assert all(len(line) == room for line in torn)
+
+
+FORGED = '{"event": "forged", "level": "info"}'
+
+
+@pytest.mark.parametrize("fmt", ["json", "console"])
+def test_no_value_can_forge_a_record(fmt: str) -> None:
+    """What a child printed may stand in a reason; on a terminal records are lines, too."""
+    body = f"log.info('x', reason='a\\n{FORGED}\\r\\n{FORGED}', problem=['b\\n{FORGED}'])"
+    assert len(logged(body, fmt).splitlines()) == 1
