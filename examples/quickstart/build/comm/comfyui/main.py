@@ -528,6 +528,7 @@ class App:
     async def get_prompt(self, **_):
         self.probes += 1
         if quirk("FAIL_PROBE") and self.probes % int(quirk("FAIL_PROBE")) == 0:
+            self.note("refused", "")
             raise Refused(500, None)
         return self.queue_info()
 
