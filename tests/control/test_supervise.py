@@ -328,7 +328,9 @@ async def test_one_that_was_ready_once_is_adopted_unready_and_no_startup_deadlin
     journal = root / "workspace/.comfyd/run.journal"
     text = journal.read_text()
     mono = json.loads(text.splitlines()[0])["mono"]
-    journal.write_text(text.replace(f'"mono":{mono}', f'"mono":{mono - 1000}'))
+    older = text.replace(f'"mono":{mono}', f'"mono":{mono - 1000}')
+    assert older != text
+    journal.write_text(older)
     async with open_bench(root) as bench:
         assert bench.seen("comfyui/0").phase is Phase.UNREADY
         await bench.until(lambda: "not open" in bench.seen("comfyui/0").probe_message)

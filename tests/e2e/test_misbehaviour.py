@@ -101,6 +101,7 @@ def test_never_ready_is_ended_at_the_deadline_and_retried_with_backoff(start: St
     shown = daemon.instance(1)
     assert shown["last_exit"]["text"].startswith("not ready within 1.5 s: port ")
     assert (shown["pid"], shown["last_exit"]["asked"]) == (None, False)
+    assert (condition(daemon, "unhealthy")["reason"], shown["last_exit"]["reason"]) == ("not_ready_in_time",) * 2
     hold = condition(daemon, "backoff")
     assert "ended 2 times in a row (not ready within 1.5 s" in hold["message"]
     assert "next start in" in hold["message"]
