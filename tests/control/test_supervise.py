@@ -381,3 +381,19 @@ async def test_a_condemned_run_is_ended_at_once_also_where_nothing_is_probed(roo
         last = bench.seen("comfyui/0").last_exit
         assert last is not None
         assert (last.reason, last.text()) == ("device_errors", "3 device errors in a row: CUDA error: x")
+
+
+@pytest.mark.asyncio
+async def test_one_that_drains_is_adopted_ready_and_not_as_one_that_hangs(root: Path) -> None:
+    port = free_port()
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", CLOSABLE.format(port=port), port=port))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        generation = bench.seen("comfyui/0").generation
+        bench.live.evidence.set({"comfyui/0": Evidence(key="comfyui/0", generation=generation, in_flight=1)})
+        bench.stop("comfyui/0", drain_s=600)
+        assert bench.seen("comfyui/0").phase is Phase.DRAINING
+    async with open_bench(root) as bench:
+        assert (bench.seen("comfyui/0").generation, bench.seen("comfyui/0").phase) == (generation, Phase.READY)
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
