@@ -528,7 +528,7 @@ class App:
     async def get_prompt(self, **_):
         self.probes += 1
         if quirk("FAIL_PROBE") and self.probes % int(quirk("FAIL_PROBE")) == 0:
-            self.note("refused", "")
+            self.note("refused", "", {})
             raise Refused(500, None)
         return self.queue_info()
 
@@ -591,7 +591,7 @@ class App:
 
     @route("POST", "free")
     async def post_free(self, **_):
-        self.note("freed", "")
+        self.note("freed", "", {})
         self.full = self.full if self.full == "always" else ""
 
     @route("GET", "system_stats")
