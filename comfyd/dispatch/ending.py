@@ -20,18 +20,18 @@ async def outcome_of(verdict: Verdict, task_id: str, link: Link, bench: Bench) -
     """For a prompt that ended by itself, well or not. Raises Unanswered if an output cannot be fetched now."""
     if verdict.device:
         return _device_error(verdict, task_id, link, bench)
-    link.ended()
     if verdict.memory:
         return await _out_of_memory(verdict, task_id, link, bench)
     if verdict.kind == "error":
         return Outcome(state=TaskState.FAILED, message=verdict.message)
+    link.succeeded()
     return await _store(verdict, task_id, link, bench)
 
 
 def _device_error(verdict: Verdict, task_id: str, link: Link, bench: Bench) -> Outcome:
     """Back to the queue without a charge, unless the task takes the error along from process to process."""
     spoilt = link.condemned  # by an earlier prompt: this one had no chance
-    link.failed(verdict.message, poisoned=verdict.poisoned)
+    link.device_failed(verdict.message, poisoned=verdict.poisoned)
     if link.condemned:
         bench.alarm()
     else:

@@ -147,7 +147,7 @@ class Link:
 
     @property
     def good(self) -> int:
-        """Prompts that ended without a device error so far."""
+        """Prompts that ended well so far."""
         return self._good
 
     @property
@@ -155,14 +155,14 @@ class Link:
         """It is of no use any more; control starts it anew."""
         return self.evidence().condemned
 
-    def ended(self) -> None:
-        """A prompt ended by itself and the device did its work."""
+    def succeeded(self) -> None:
+        """A prompt ended well: the device does its work. An error of the graph says nothing of that."""
         self._good += 1
         if self._device_errors:
             self._device_errors = 0
             self._changed()
 
-    def failed(self, message: str, *, poisoned: bool) -> None:
+    def device_failed(self, message: str, *, poisoned: bool) -> None:
         """A prompt ended with a device error."""
         self._device_errors += 1
         self._device_message = message

@@ -9,7 +9,7 @@ from comfyd.model.observed import Phase
 from comfyd.model.task import Task, TaskState
 from tests.dispatch.rig import Fakes, Instance, Rig, journal, rig
 from tests.fake import Fake, eventually
-from tests.graphs import device_error, fresh
+from tests.graphs import device_error, fresh, node
 
 pytestmark = pytest.mark.asyncio
 SOFT = "no kernel image is available for execution on the device"
@@ -63,7 +63,10 @@ async def test_a_success_ends_the_row(tmp_path: Path, fakes: Fakes) -> None:
         bench.publish()
         async with bench.dispatcher() as dispatcher:
             assert (await bench.done(await bench.enqueue(fresh()))).status is TaskState.COMPLETED
-            dispatcher._links._links[one.generation].failed("a device error", poisoned=False)
+            dispatcher._links._links[one.generation].device_failed("a device error", poisoned=False)
+            assert bench.live.evidence.get()[one.key].device_errors == 1
+            broken = {"1": node("TestSyncError", value="x"), "2": node("PreviewAny", source=["1", 0])}
+            assert (await bench.done(await bench.enqueue(broken))).status is TaskState.FAILED
             assert bench.live.evidence.get()[one.key].device_errors == 1
             assert (await bench.done(await bench.enqueue(fresh()))).status is TaskState.COMPLETED
             assert bench.live.evidence.get()[one.key].device_errors == 0
