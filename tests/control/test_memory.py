@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 
 from comfyd.host.oom import Kills
+from comfyd.model.desired import ProbeSpec
 from comfyd.model.observed import Phase
 from tests.control.conftest import Bench, open_bench
 from tests.ports import free_port
 
 LIMIT = 60_000_000
 EATER = f"""
-import os, socket, time
-s = socket.create_server(('127.0.0.1', {{port}}), backlog=1000)
+import http.server, os, threading, time
+class Prompt(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+server = http.server.ThreadingHTTPServer(('127.0.0.1', {{port}}), Prompt)
+threading.Thread(target=server.serve_forever, daemon=True).start()
 while not os.path.exists({{go!r}}): time.sleep(0.02)
 eaten = [bytearray(1_000_000) for _ in range({3 * LIMIT // 1_000_000})]
 time.sleep(600)
@@ -46,7 +50,9 @@ def group() -> Iterator[Path]:
 async def started(bench: Bench, group: Path, go: Path) -> int:
     """Ready, and seen to answer in its cgroup."""
     port = free_port()
-    await bench.start(bench.wish("comfyui/0", EATER.format(port=port, go=str(go)), port=port))
+    wish = bench.wish("comfyui/0", EATER.format(port=port, go=str(go)), port=port)
+    spec = wish.spec.model_copy(update={"probe": ProbeSpec(period_s=0.1)})
+    await bench.start(wish.model_copy(update={"spec": spec}))
     await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
     pid = bench.seen("comfyui/0").pid
     assert pid is not None
