@@ -32,6 +32,7 @@ from comfyd.errors import LockHeldError, SettingsError
 from comfyd.host import clock
 from comfyd.host.children import Collector, become_subreaper
 from comfyd.host.files import exclusive_lock
+from comfyd.host.watchdog import Watchdog
 from comfyd.live import Live
 from comfyd.logs import configure, get_logger
 from comfyd.metrics import Metrics
@@ -159,9 +160,21 @@ async def run(settings: Settings) -> Signals:
     _make_folders(paths)
     with exclusive_lock(paths.lock, f"the state folder {paths.state_dir}"):
         log.info("comfyd starts", version=__version__, root=str(paths.root), pid=os.getpid())
-        await _serve(settings, paths, live, signals)
+        with _watchdog(live).watching():
+            await _serve(settings, paths, live, signals)
     log.info("comfyd ends", upgrade=signals.upgrade)
     return signals
+
+
+def _watchdog(live: Live) -> Watchdog:
+    def stalled(seconds: float, stack: list[str]) -> None:
+        log.error("event loop blocked", seconds=round(seconds, 1), stack=stack)
+
+    def recovered(seconds: float) -> None:
+        log.warning("event loop runs again", seconds=round(seconds, 1))
+        live.longest_stall_s.set(max(seconds, live.longest_stall_s.get()))
+
+    return Watchdog(stalled, recovered)
 
 
 async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals) -> None:

@@ -87,7 +87,8 @@ class Live:
 
     control, once per reconcile pass: config, overrides, resolved, observed, plan, passes (count of finished passes),
     polling (edits are found by comparing only).
-    environments: installs. dispatch: evidence, progress (task id -> frame, never stored). daemon: draining.
+    environments: installs. dispatch: evidence, progress (task id -> frame, never stored). daemon: draining,
+    longest_stall_s (how long the event loop was blocked at worst, 0 while that never was noteworthy).
     """
 
     wake: Wake = field(default_factory=Wake)
@@ -103,3 +104,4 @@ class Live:
     evidence: Cell[dict[str, Evidence]] = field(default_factory=lambda: Cell({}))
     progress: Cell[dict[str, dict[str, object]]] = field(default_factory=lambda: Cell({}))
     draining: Cell[bool] = field(default_factory=lambda: Cell(False))
+    longest_stall_s: Cell[float] = field(default_factory=lambda: Cell(0.0))

@@ -39,6 +39,11 @@ def sleep(seconds: float, prefix: str | None = None) -> Graph:
     }
 
 
+def device_error() -> Graph:
+    """For the stand-in: an error after which nothing works in its process any more."""
+    return {"1": node("StubDeviceError", value=random.random())}
+
+
 def report(seconds: float, prefix: str) -> Graph:
     """Progress in fractions of 1, told in progress_state alone."""
     return {

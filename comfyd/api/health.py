@@ -23,9 +23,12 @@ STATES = (
 
 
 class HealthAnswer(Answer):
+    """longest_stall_s: how long the daemon's event loop was blocked at worst since its start (0: never for seconds)."""
+
     status: Literal["healthy"] = "healthy"
     timestamp: str
     version: str = __version__
+    longest_stall_s: float = 0.0
 
 
 class ReadyAnswer(Answer):
@@ -36,7 +39,8 @@ class ReadyAnswer(Answer):
 @op("GET", "/health", scope="public", response=HealthAnswer, also=("/api/health", "/healthz", "/livez"))
 async def health(call: Call[None, None]) -> HealthAnswer:
     """The daemon answers."""
-    return HealthAnswer(timestamp=_timestamp(call.context))
+    stall_s = round(call.context.live.longest_stall_s.get(), 3)
+    return HealthAnswer(timestamp=_timestamp(call.context), longest_stall_s=stall_s)
 
 
 @op("GET", "/ready", scope="public", response=ReadyAnswer, errors=(503,), also=("/readyz",))
@@ -95,6 +99,8 @@ class _Families:
         yield from self._tasks()
         passes = self._context.live.passes.get()
         yield "counter", "comfyd_reconcile_passes", "finished reconcile passes", {}, passes
+        stall_s = self._context.live.longest_stall_s.get()
+        yield "gauge", "comfyd_longest_stall_seconds", "how long the event loop was blocked at worst", {}, stall_s
 
     def _tasks(self) -> Iterator[Row]:
         yield "gauge", "comfyd_task_store_up", "1 if the queue can be read", {}, float(self._queue is not None)

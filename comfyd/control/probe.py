@@ -71,7 +71,8 @@ class Prober:
             return ProbeResult(False, False, f"no answer on port {spec.port} within {probe.timeout_s:g} s", seen.cpu_s)
         except (OSError, aiohttp.ClientError) as error:
             return ProbeResult(False, False, f"port {spec.port}: {type(error).__name__}: {error}", seen.cpu_s)
-        run.kills_before = seen.kills or run.kills_before
+        if probe.type == "http":  # the kernel takes TCP connections even for a process that it has just killed
+            run.kills_before = seen.kills or run.kills_before
         return result
 
     async def _answer(self, listen: str, port: int, kind: str, path: str) -> ProbeResult:

@@ -193,7 +193,7 @@ class Supervisor:
             run.settled = run.is_settled(clock.mono())
             run.ready_since_mono = None
         self._pen.write("instance", run.key, **{"from": before.value}, to=phase.value, reason=reason)
-        if (before is Phase.READY) is not (phase is Phase.READY):
+        if phase in (Phase.READY, Phase.UNREADY):  # one that drains is not unready for that: it finishes its prompts
             self._pen.later(partial(self._journal.marked, run.generation, phase is Phase.READY))
         self._changed()
 

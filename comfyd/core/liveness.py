@@ -106,7 +106,7 @@ def never_ready(probe: ProbeSpec, problem: str) -> Condition:
 
 
 def next_probe_s(probe: ProbeSpec, vigil: Vigil, *, starting: bool) -> float:
-    """From the beginning of one probe to that of the next. A failed one is soon repeated: by then all is known."""
+    """From the beginning of one probe to that of the next. A failed one is repeated sooner: three fit into 15 s."""
     if starting:
         return min(STARTING_PERIOD_S, probe.period_s)
     if not vigil.failures:

@@ -64,7 +64,8 @@ def slots(
     """Room for prompts now, one Slot for each, the least loaded place first (then by id).
 
     Only ready runs of wanted instances whose environment is a ComfyUI one with dispatch "on". `evidence` is by
-    process key; what it says of another generation does not count. Service environments have no slots yet.
+    process key; what it says of another generation does not count. Condemned runs have no slots, and services
+    none yet.
     """
     found: list[tuple[int, int, Slot]] = []
     runs, served = observed.by_key(), _dispatched(resolved)
@@ -76,7 +77,10 @@ def slots(
         if port is None:
             continue
         seen = evidence.get(process.key)
-        used = seen.in_flight if seen and seen.generation == run.generation else 0
+        seen = seen if seen and seen.generation == run.generation else None
+        if seen is not None and seen.condemned:
+            continue
+        used = seen.in_flight if seen else 0
         slot = _slot(process, run, port)
         found += [(depth, rank, slot) for depth in range(used, max_in_flight)]
     return [slot for _, _, slot in sorted(found, key=lambda entry: entry[:2])]

@@ -12,10 +12,10 @@ from typing import Any
 import anyio
 
 from comfyd.dispatch.bench import Bench, put_back
-from comfyd.dispatch.comfy import NotServed, PromptRefused, Sighting, Unanswered
+from comfyd.dispatch.comfy import PromptRefused, Sighting, Unanswered
 from comfyd.dispatch.comfy_history import Verdict, judge
+from comfyd.dispatch.ending import outcome_of
 from comfyd.dispatch.link import Link
-from comfyd.dispatch.outputs import store_outputs
 from comfyd.errors import ComfydError
 from comfyd.failpoint import failpoint
 from comfyd.logs import get_logger
@@ -218,22 +218,7 @@ class Attempt:
             if self._cancelled or await self._notice_quietly():
                 return Outcome(state=TaskState.CANCELLED, message="cancelled while it ran")
             return Outcome(state=TaskState.PENDING, message="interrupted by somebody else")
-        self.link.ended(device_error=verdict.device)
-        if verdict.kind == "error":
-            return Outcome(state=TaskState.FAILED, message=verdict.message)
-        return await self._store(verdict)
-
-    async def _store(self, verdict: Verdict) -> Outcome:
-        folder = self._bench.outputs / self.task_id
-        try:
-            files = await store_outputs(verdict.files, folder, self.link.roots, self.link.client)
-        except NotServed as error:
-            return Outcome(state=TaskState.FAILED, message=f"an output is missing: {error.message}")
-        except OSError as error:
-            return Outcome(state=TaskState.FAILED, message=f"an output could not be stored: {error.strerror or error}")
-        failpoint("outputs_stored")
-        urls = [f"/tasks/{self.task_id}/outputs/{n}" for n in range(len(files))]
-        return Outcome(state=TaskState.COMPLETED, output={"urls": urls, "files": files, "text": list(verdict.texts)})
+        return await outcome_of(verdict, self.task_id, self.link, self._bench)
 
     def _vanished(self) -> Outcome:
         if self._cancelled:

@@ -1,10 +1,11 @@
 """What every attempt needs, and the one outcome that several places give."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from comfyd.dispatch.pace import Pace
+from comfyd.dispatch.retries import Retries
 from comfyd.model.base import Now
 from comfyd.model.task import Outcome, TaskState
 from comfyd.store.protocol import TaskStore
@@ -12,7 +13,10 @@ from comfyd.store.protocol import TaskStore
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """progress(task_id, frame) shows a frame, None takes it away. outputs: folder of result files."""
+    """progress(task_id, frame) shows a frame, None takes it away. outputs: folder of result files.
+
+    alarm: called when an instance is of no use any more, so that control looks at it now.
+    """
 
     tasks: TaskStore
     clock: Callable[[], Now]
@@ -20,6 +24,8 @@ class Bench:
     outputs: Path
     pace: Pace
     progress: Callable[[str, dict[str, object] | None], None]
+    alarm: Callable[[], None]
+    retries: Retries = field(default_factory=Retries)
 
 
 def put_back(message: str) -> Outcome:

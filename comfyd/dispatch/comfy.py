@@ -172,6 +172,10 @@ class ComfyClient:
         """Drop their history entries: each holds a whole prompt in memory."""
         await self._request("POST", "history", body={"delete": list(prompt_ids)})
 
+    async def free(self) -> None:
+        """Ask it to unload its models, which it does when no prompt runs."""
+        await self._request("POST", "free", body={"unload_models": True, "free_memory": True})
+
     @asynccontextmanager
     async def view(self, file: OutputFile) -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes of an output file, in chunks. Raises NotServed."""

@@ -15,6 +15,10 @@ _DEVICE = re.compile(
     r"hipError|HIP error|device is lost|unspecified launch failure",
     re.IGNORECASE,
 )
+_POISON = re.compile(
+    r"device-side assert|illegal memory access|AcceleratorError|unspecified launch failure", re.IGNORECASE
+)
+"""Of a kind after which nothing works in that process any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,14 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a prompt ended. device: the error was one of the GPU, not of the graph."""
+    """How a prompt ended. device: the error was one of the GPU, not of the graph; poisoned: and it has left the process
+    unusable. memory: it ran out of memory, which ComfyUI survives."""
 
     kind: Literal["success", "error", "interrupted"]
     message: str = ""
     device: bool = False
+    poisoned: bool = False
+    memory: bool = False
     files: tuple[OutputFile, ...] = ()
     texts: tuple[str, ...] = ()
 
@@ -87,8 +94,10 @@ def _failed(data: Mapping[str, Any]) -> Verdict:
     said = str(data.get("exception_message") or "").strip()
     where = f"node {node} ({data.get('node_type')}): " if node is not None else ""
     memory = "OutOfMemory" in kind or "out of memory" in said.lower()
-    device = not memory and bool(_DEVICE.search(f"{kind} {said}"))
-    return Verdict("error", f"{where}{kind}: {said}"[:MAX_MESSAGE], device=device)
+    text = f"{kind} {said}"
+    device = not memory and bool(_DEVICE.search(text))
+    poisoned = device and bool(_POISON.search(text))
+    return Verdict("error", f"{where}{kind}: {said}"[:MAX_MESSAGE], device=device, poisoned=poisoned, memory=memory)
 
 
 def _lists(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -68,6 +68,9 @@ class Link:
         self._touched = 0.0
         self._in_flight = 0
         self._device_errors = 0
+        self._device_message = ""
+        self._poisoned = False
+        self._good = 0
         self._progress_mono: float | None = None
         self._rest_until = 0.0
         self._scope = anyio.CancelScope()
@@ -100,6 +103,8 @@ class Link:
                 in_flight=self._in_flight,
                 progress_mono=self._progress_mono,
                 device_errors=self._device_errors,
+                poisoned=self._poisoned,
+                device_message=self._device_message,
             )
         return self._evidence
 
@@ -140,11 +145,29 @@ class Link:
             self._touched, self._progress_mono = now, self._mono()
             self._changed()
 
-    def ended(self, *, device_error: bool) -> None:
-        """A prompt ended by itself: count device errors in a row."""
-        if device_error or self._device_errors:
-            self._device_errors = self._device_errors + 1 if device_error else 0
+    @property
+    def good(self) -> int:
+        """Prompts that ended well so far."""
+        return self._good
+
+    @property
+    def condemned(self) -> bool:
+        """It is of no use any more; control starts it anew."""
+        return self.evidence().condemned
+
+    def succeeded(self) -> None:
+        """A prompt ended well: the device does its work. An error of the graph says nothing of that."""
+        self._good += 1
+        if self._device_errors:
+            self._device_errors = 0
             self._changed()
+
+    def device_failed(self, message: str, *, poisoned: bool) -> None:
+        """A prompt ended with a device error."""
+        self._device_errors += 1
+        self._device_message = message
+        self._poisoned = self._poisoned or poisoned
+        self._changed()
 
     def forget(self, prompt_id: str) -> None:
         """Its result is committed: ComfyUI need not remember it any more."""

@@ -13,7 +13,8 @@ class Pace:
     ask_s: between two questions after a prompt of unknown fate; absences: answers "not there" until that is believed.
     unreachable_s: a post that was never sent is tried this long. first_pass_s: for control's first look at boot.
     look_s: after a cancel. release_s: for the last commits at shutdown. forget_s: ended prompts are gathered this long
-    before ComfyUI is told to forget them. cancels_s: between two looks for cancelled tasks when tasks come quickly.
+    before ComfyUI is told to forget them. device_rest_s: after a device error, so that another instance comes first.
+    cancels_s: between two looks for cancelled tasks when tasks come quickly.
     """
 
     poll_s: float = 2.0
@@ -30,4 +31,5 @@ class Pace:
     look_s: float = 0.2
     release_s: float = 5.0
     forget_s: float = 1.0
+    device_rest_s: float = 1.0
     cancels_s: float = 0.05

@@ -61,7 +61,9 @@ class Dispatcher:
         self.hurry = asyncio.Event()
         self._live, self._tasks, self._settings = live, tasks, settings
         self._clock, self._node_id, self._pace = clock, node_id, pace or Pace()
-        self._bench = Bench(tasks, clock, settings.lease_s, paths.outputs, self._pace, self._show_progress)
+        self._bench = Bench(
+            tasks, clock, settings.lease_s, paths.outputs, self._pace, self._show_progress, live.wake.set
+        )
         self._links = Links(live, paths, clock, node_id, self._pace)
         self._attempts: set[Attempt] = set()
         self._cancels = Cancels(self._attempts, self._pace.cancels_s)

@@ -1,21 +1,24 @@
 """Real subprocesses: barrier, readiness, stop order, groups, leaving, adoption, crashes."""
 
 import http.server
+import json
 import os
 import signal
 import socket
 import threading
 from pathlib import Path
 
+import anyio
 import pytest
 
+from comfyd.control.runs import History
 from comfyd.core.plan import plan
 from comfyd.core.view import ViewInput, describe
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
 from comfyd.model.base import Now
 from comfyd.model.desired import ProbeSpec
-from comfyd.model.observed import Phase
+from comfyd.model.observed import Evidence, Phase
 from comfyd.model.process import ResolvedState
 from tests.control.conftest import alive, end, environment_of, open_bench
 from tests.ports import free_port
@@ -396,3 +399,97 @@ async def test_a_process_with_our_tag_but_no_record_is_shown_and_left_alone(root
     finally:
         end(stranger)
         os.waitpid(stranger, 0)
+
+
+CLOSABLE = """
+import signal, socket, time
+s = socket.create_server(('127.0.0.1', {port}), backlog=1000)
+signal.signal(signal.SIGUSR1, lambda *_: s.close())
+while True: time.sleep(1)
+"""
+
+
+@pytest.mark.asyncio
+async def test_one_that_was_ready_once_is_adopted_unready_and_no_startup_deadline_ends_it(root: Path) -> None:
+    """It may be busy with a long prompt just when a daemon takes over."""
+    port = free_port()
+    async with open_bench(root) as bench:
+        wish = bench.wish("comfyui/0", CLOSABLE.format(port=port), port=port)
+        probe = wish.spec.probe.model_copy(update={"startup_deadline_s": 5.0})
+        await bench.start(wish.model_copy(update={"spec": wish.spec.model_copy(update={"probe": probe})}))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        pid = bench.seen("comfyui/0").pid or 0
+        os.kill(pid, signal.SIGUSR1)
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.UNREADY)
+    journal = root / "workspace/.comfyd/run.journal"
+    text = journal.read_text()
+    mono = json.loads(text.splitlines()[0])["mono"]
+    older = text.replace(f'"mono":{mono}', f'"mono":{mono - 1000}')
+    assert older != text
+    journal.write_text(older)
+    async with open_bench(root) as bench:
+        assert bench.seen("comfyui/0").phase is Phase.UNREADY
+        await bench.until(lambda: "not open" in bench.seen("comfyui/0").probe_message)
+        await anyio.sleep(0.3)  # some more probes, any of which would have ended it
+        assert (bench.seen("comfyui/0").pid, bench.seen("comfyui/0").phase) == (pid, Phase.UNREADY)
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+
+
+@pytest.mark.asyncio
+async def test_a_port_that_is_closed_for_long_ends_it_with_the_reason(root: Path) -> None:
+    port = free_port()
+    async with open_bench(root) as bench:
+        wish = bench.wish("comfyui/0", CLOSABLE.format(port=port), port=port)
+        probe = wish.spec.probe.model_copy(update={"liveness_period_s": 0.1, "liveness_failures": 4})
+        await bench.start(wish.model_copy(update={"spec": wish.spec.model_copy(update={"probe": probe})}))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        (run,) = bench.supervisor._runs.values()
+        assert run.ready_since_mono is not None
+        run.ready_since_mono -= 3600  # ready for an hour: what was before that counts no more
+        bench.supervisor._history["comfyui/0"] = History(crashes=5, restarts=5)
+        os.kill(bench.seen("comfyui/0").pid or 0, signal.SIGUSR1)
+        await bench.until(lambda: bench.seen("comfyui/0").trouble is not None)
+        trouble = bench.seen("comfyui/0").trouble
+        assert trouble is not None
+        assert (trouble.type, trouble.reason, trouble.since is not None) == ("unhealthy", "unresponsive", True)
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        seen = bench.seen("comfyui/0")
+        assert seen.last_exit is not None
+        assert (seen.last_exit.reason, seen.last_exit.asked, seen.crashes) == ("unresponsive", False, 1)
+
+
+@pytest.mark.asyncio
+async def test_a_condemned_run_is_ended_at_once_also_where_nothing_is_probed(root: Path) -> None:
+    async with open_bench(root) as bench:
+        wish = bench.wish("comfyui/0", SLEEP)
+        await bench.start(wish)
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        generation = bench.seen("comfyui/0").generation
+        errors = Evidence(key="comfyui/0", generation=generation, device_errors=3, device_message="CUDA error: x")
+        for other, kept in ((errors.model_copy(update={"generation": "another run"}), True), (errors, False)):
+            bench.live.evidence.set({"comfyui/0": other})
+            bench.supervisor.refresh(ResolvedState(processes=(wish,)))
+            if kept:
+                await anyio.sleep(0.1)  # in which it would have been ended
+                assert bench.seen("comfyui/0").phase is Phase.READY
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        last = bench.seen("comfyui/0").last_exit
+        assert last is not None
+        assert (last.reason, last.text()) == ("device_errors", "3 device errors in a row: CUDA error: x")
+
+
+@pytest.mark.asyncio
+async def test_one_that_drains_is_adopted_ready_and_not_as_one_that_hangs(root: Path) -> None:
+    port = free_port()
+    async with open_bench(root) as bench:
+        await bench.start(bench.wish("comfyui/0", CLOSABLE.format(port=port), port=port))
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)
+        generation = bench.seen("comfyui/0").generation
+        bench.live.evidence.set({"comfyui/0": Evidence(key="comfyui/0", generation=generation, in_flight=1)})
+        bench.stop("comfyui/0", drain_s=600)
+        assert bench.seen("comfyui/0").phase is Phase.DRAINING
+    async with open_bench(root) as bench:
+        assert (bench.seen("comfyui/0").generation, bench.seen("comfyui/0").phase) == (generation, Phase.READY)
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)

@@ -38,6 +38,7 @@ PACE = Pace(
     release_s=3,
     forget_s=0.05,
     cancels_s=0.01,
+    device_rest_s=0.05,
 )
 
 

@@ -45,19 +45,23 @@ def test_messages_count_more_than_a_stale_status() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message", "device"),
+    ("kind", "message", "device", "poisoned", "memory"),
     [
-        ("RuntimeError", "CUDA error: an illegal memory access was encountered", True),
-        ("torch.AcceleratorError", "CUDA error: device-side assert triggered", True),
-        ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 20 GiB", False),
-        ("RuntimeError", "CUDA error: out of memory", False),
-        ("ValueError", "shapes do not match", False),
+        ("RuntimeError", "CUDA error: an illegal memory access was encountered", True, True, False),
+        ("torch.AcceleratorError", "CUDA error: device-side assert triggered", True, True, False),
+        ("RuntimeError", "CUDA error: no kernel image is available for execution on the device", True, False, False),
+        ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 20 GiB", False, False, True),
+        ("torch.OutOfMemoryError", "Allocation on device", False, False, True),
+        ("torch.AcceleratorError", "CUDA error: out of memory", False, False, True),
+        ("ValueError", "shapes do not match", False, False, False),
     ],
 )
-def test_errors_of_the_device_are_told_from_those_of_the_graph(kind: str, message: str, device: bool) -> None:
+def test_errors_of_the_device_are_told_from_those_of_the_graph(
+    kind: str, message: str, device: bool, poisoned: bool, memory: bool
+) -> None:
     verdict = judge(error(kind, message))
     assert verdict.message == f"node 4 (KSampler): {kind}: {message}"
-    assert verdict.device is device
+    assert (verdict.device, verdict.poisoned, verdict.memory) == (device, poisoned, memory)
 
 
 def test_long_words_are_cut() -> None:

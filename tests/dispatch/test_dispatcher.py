@@ -215,17 +215,6 @@ async def test_a_failing_node_fails_the_task_with_its_words(tmp_path: Path, fake
             assert bench.live.evidence.get()[one.key].device_errors == 0
 
 
-async def test_device_errors_in_a_row_are_counted(tmp_path: Path, fakes: Fakes) -> None:
-    async with rig(tmp_path) as bench:
-        one = bench.add(fakes(DEVICE_ERROR="1"))
-        bench.publish()
-        async with bench.dispatcher():
-            for count in (1, 2, 3):
-                task = await bench.done(await bench.enqueue(fresh()))
-                assert "CUDA error" in (task.task_message or "")
-                assert bench.live.evidence.get()[one.key].device_errors == count
-
-
 async def test_a_declared_output_that_is_missing_fails_the_task(tmp_path: Path, fakes: Fakes) -> None:
     async with rig(tmp_path) as bench:
         one = bench.add(fakes())

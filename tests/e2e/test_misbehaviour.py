@@ -18,6 +18,8 @@ from tests.graphs import fresh, sleep
 from tests.ports import free_port
 
 PROBE = {"period_s": 0.1, "timeout_s": 0.3, "failures": 3}
+SOON = {**PROBE, "liveness_period_s": 0.1, "liveness_failures": 3}
+"""Idle and silent for 0.3 s, or with a prompt for 3 s, and it is started anew."""
 Start = Callable[..., Daemon]
 
 
@@ -99,6 +101,7 @@ def test_never_ready_is_ended_at_the_deadline_and_retried_with_backoff(start: St
     shown = daemon.instance(1)
     assert shown["last_exit"]["text"].startswith("not ready within 1.5 s: port ")
     assert (shown["pid"], shown["last_exit"]["asked"]) == (None, False)
+    assert (condition(daemon, "unhealthy")["reason"], shown["last_exit"]["reason"]) == ("not_ready_in_time",) * 2
     hold = condition(daemon, "backoff")
     assert "ended 2 times in a row (not ready within 1.5 s" in hold["message"]
     assert "next start in" in hold["message"]
@@ -232,6 +235,7 @@ def test_a_wedged_one_is_unready_after_three_probes_and_gets_no_tasks(start: Sta
     daemon.until(lambda: daemon.state(1) == "unready")
     assert time.monotonic() - began > 0.6, "three probes of 0.3 s, not one"
     assert "no answer on port" in condition(daemon, "not_ready")["message"]
+    assert condition(daemon, "not_ready")["reason"] == "unready"
     assert daemon.instance(1)["ready"] is False
     assert daemon.get("/workflows")["workflows"][0]["ready_ports"] == [daemon.instance(0)["port"]]
     tasks = [submit(daemon) for _ in range(4)]
@@ -254,6 +258,77 @@ def test_one_that_answers_again_is_ready_again_and_takes_the_waiting_tasks(start
     assert daemon.instance(1)["restarts"] == 0
 
 
+def test_a_silent_idle_one_is_started_anew_and_waits_the_second_time(start: Start) -> None:
+    """Also where only failures are followed by a start: that it ends cleanly when told to is no success."""
+    daemon = start({}, probe=SOON, restart={"policy": "on_failure"})
+    daemon.until_ready(0, 1)
+    good, odd = daemon.pids()["comfyui/0"], daemon.pids()["comfyui/1"]
+    wedge(daemon)
+    daemon.until(lambda: daemon.pids().get("comfyui/1", odd) != odd, what="another process")
+    daemon.until_ready(1)
+    shown = daemon.instance(1)
+    assert (shown["restarts"], shown["last_exit"]["reason"], shown["last_exit"]["asked"]) == (1, "unresponsive", False)
+    assert shown["last_exit"]["text"].startswith("no answer for ")
+    assert condition(daemon, "unhealthy") == {}, "it is well again"
+    wedge(daemon)
+    daemon.until(lambda: daemon.state(1) == "backoff")
+    why = condition(daemon, "unhealthy")
+    assert (why["reason"], why["message"][:14]) == ("unresponsive", "no answer for ")
+    assert why["hint"]
+    assert why["since"]
+    assert "ended 2 times in a row (no answer for" in condition(daemon, "backoff")["message"]
+    assert daemon.pids() == {"comfyui/0": good}
+
+
+@pytest.mark.slow
+def test_a_stopped_one_loses_its_prompt_which_runs_once_more_uncharged(start: Start, tmp_path: Path) -> None:
+    """SIGSTOP in the middle of a prompt: ten times the silence of an idle one, then the task starts again elsewhere."""
+    journal = tmp_path / "journal"
+    daemon = start({"JOURNAL": str(journal)}, probe=SOON, stop_grace_s=2)
+    daemon.until_ready(0, 1)
+    only_odd(daemon)
+    task = submit(daemon, sleep(3.0, "stopped"))
+    daemon.until(lambda: journal.exists() and "executed" in journal.read_text())
+    pid = daemon.pids()["comfyui/1"]
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    daemon.until(lambda: daemon.pids().get("comfyui/1", pid) != pid, 60, "another process")
+    assert time.monotonic() - began >= 10 * 0.3
+    daemon.until(lambda: status_of(daemon, task) == "COMPLETED", 60)
+    done = daemon.get(f"/tasks/{task}")
+    assert done["attempts"] == 1
+    assert journal.read_text().count('"executed"') == 2
+    assert daemon.instance(1)["last_exit"]["text"].startswith("no answer and no progress of its prompt for ")
+
+
+@pytest.mark.slow
+def test_a_prompt_outlives_a_hang_that_an_idle_one_would_not(start: Start, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    patient = {**PROBE, "liveness_period_s": 0.25, "liveness_failures": 4}
+    daemon = start({"JOURNAL": str(journal)}, probe=patient)
+    daemon.until_ready(0, 1)
+    only_odd(daemon)
+    task = submit(daemon, sleep(1.0, "patient"))
+    daemon.until(lambda: journal.exists() and "executed" in journal.read_text())
+    pid = daemon.pids()["comfyui/1"]
+    wedge(daemon, 4)
+    daemon.until(lambda: daemon.state(1) == "unready")
+    daemon.until(lambda: status_of(daemon, task) == "COMPLETED", 40)
+    assert daemon.pids()["comfyui/1"] == pid
+    assert journal.read_text().count('"executed"') == 1
+
+
+def test_one_failed_probe_in_three_changes_nothing(start: Start, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    daemon = start({"FAIL_PROBE": "3", "JOURNAL": str(journal)}, probe={**SOON, "period_s": 0.05})
+    daemon.until_ready(0, 1)
+    daemon.until(lambda: journal.exists() and journal.read_text().count("refused") >= 8, 40, "probes failed")
+    assert daemon.state(1) == "ready"
+    assert daemon.instance(1)["restarts"] == 0
+    assert '"to": "unready"' not in daemon.output
+    assert "to=unready" not in daemon.output
+
+
 def test_a_prompt_in_a_short_hang_is_not_run_twice(start: Start, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     daemon = start({"JOURNAL": str(journal)})
@@ -268,14 +343,20 @@ def test_a_prompt_in_a_short_hang_is_not_run_twice(start: Start, tmp_path: Path)
     assert len(list((daemon.root / "workspace/data").rglob("hung_*.png"))) == 1
 
 
-def test_a_device_error_fails_the_task_with_the_message(start: Start) -> None:
+def test_a_device_error_has_the_instance_started_anew_and_the_task_run_elsewhere(start: Start) -> None:
     daemon = start({"DEVICE_ERROR": "1"})
     daemon.until_ready(0, 1)
     only_odd(daemon)
+    first = daemon.pids()["comfyui/1"]
     task = submit(daemon)
-    daemon.until(lambda: status_of(daemon, task) not in {"PENDING", "PROCESSING"}, 40)
-    assert status_of(daemon, task) == "FAILED"
-    assert "CUDA error" in daemon.get(f"/tasks/{task}")["task_message"]
+    daemon.until(lambda: daemon.pids().get("comfyui/1", first) != first, what="another process")
+    daemon.post("/api/comfyui/instances/good/start")
+    daemon.until(lambda: status_of(daemon, task) == "COMPLETED", 40)
+    done = daemon.get(f"/tasks/{task}")
+    assert (done["instance"], done["attempts"]) == ("good", 1)
+    last = daemon.instance(1)["last_exit"]
+    assert (last["reason"], last["asked"]) == ("device_errors", False)
+    assert "illegal memory access" in last["text"]
 
 
 def test_restart_of_a_hung_busy_one_does_not_wait_for_its_prompt(start: Start, tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ def test_a_held_wish_is_not_started_and_a_running_one_is_left_alone() -> None:
         ("on_failure", {"code": None, "signal": "SIGINT"}, False),
         ("never", {"code": 1}, False), ("never", {"code": 0}, False),
         ("never", {"code": 0, "asked": True}, True), ("never", {"code": 1, "fingerprint": "older"}, True),
+        ("on_failure", {"code": 0, "cause": "no answer for 60 s"}, True), ("never", {"cause": "no answer"}, False),
         ("on_failure", {"code": 0, "asked": True}, True),
     ],
 )  # fmt: skip

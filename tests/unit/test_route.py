@@ -115,6 +115,15 @@ def test_only_ready_instances_have_slots(phase: Phase) -> None:
     assert slots(state(wanted(0)), facts(seen(0, phase)), {}) == []
 
 
+def test_a_condemned_run_has_no_slots_but_the_next_one_has() -> None:
+    evidence = {"comfyui/0": Evidence(key="comfyui/0", generation="g0", poisoned=True)}
+    processes = state(wanted(0), wanted(1))
+    assert {s.key for s in slots(processes, facts(seen(0), seen(1)), evidence)} == {"comfyui/1"}
+    assert {s.key for s in slots(processes, facts(seen(0, generation="g9"), seen(1)), evidence)} == {
+        "comfyui/0", "comfyui/1",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "environment",
     [

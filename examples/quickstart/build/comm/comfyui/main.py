@@ -13,7 +13,9 @@ FAKE_COMFYUI_LOCK_WAIT=S           newer contract: wait S seconds (default 5) fo
 FAKE_COMFYUI_WEDGE_AFTER=S         S seconds after binding: accept connections, answer nothing, make no progress
                                    (on demand: POST /fake/wedge, or POST /fake/wedge?seconds=S for a while)
 FAKE_COMFYUI_CRASH_ON_PROMPT=N     the Nth prompt kills the process as it begins to run
-FAKE_COMFYUI_DEVICE_ERROR=1        every prompt ends with a CUDA error
+FAKE_COMFYUI_DEVICE_ERROR=1        every prompt ends with a CUDA error (other text: with that CUDA error)
+FAKE_COMFYUI_OUT_OF_MEMORY=1       every prompt runs out of memory until POST /free (always: also after that)
+FAKE_COMFYUI_FAIL_PROBE=N          every Nth GET /prompt is answered with 500
 FAKE_COMFYUI_IGNORE=TERM,INT       ignore these signals
 FAKE_COMFYUI_FORK=1                fork a child of the same group that ignores SIGTERM and SIGINT
 FAKE_COMFYUI_FLOOD_MB=N            write N MB of lines to stdout after the start
@@ -101,6 +103,10 @@ class Interrupted(Exception):
     """Somebody asked for an interrupt."""
 
 
+class OutOfMemoryError(Exception):
+    """As torch calls it."""
+
+
 # --- nodes: an image is (width, height, batch, (r, g, b)), the colours as 32-bit floats between 0 and 1 -------------
 def f32(value: float) -> float:
     return array.array("f", [value])[0]
@@ -176,6 +182,12 @@ def stub_sleep(run, seconds, value=None):
     return sleep(run, seconds)
 
 
+def device_error(run, value=None):
+    """From then on nothing works in this process any more."""
+    run.app.device_error = "CUDA error: device-side assert triggered"
+    raise RuntimeError(run.app.device_error)
+
+
 def fail(run, value):
     raise RuntimeError("this node always fails")
 
@@ -202,6 +214,7 @@ NODES = {
     "StringConcatenate": (dict.fromkeys(("string_a", "string_b", "delimiter"), "STRING"), "STRING", concatenate),
     "PreviewAny": ({"source": "*"}, None, preview_any),
     "StubSleep": ({"seconds": SECONDS}, None, stub_sleep, {"value": "*"}),
+    "StubDeviceError": ({}, None, device_error, {"value": "*"}),
     "TestSleep": ({"value": "*", "seconds": SECONDS}, "*", sleep),
     "TestSyncProgressUpdate": ({"value": "*", "sleep_seconds": SECONDS}, "*", report),
     "TestSyncError": ({"value": "*"}, "*", fail),
@@ -383,8 +396,7 @@ class Run:
         shown, cache = {"node": node_id, "display_node": node_id}, self.app.cache
         if key not in cache:
             self.send("executing", **shown)
-            if quirk("DEVICE_ERROR"):
-                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            self.app.check_device()
             inputs = self.graph[node_id].get("inputs", {})
             known = {k: v for part in (NODES[kind][0], *NODES[kind][3:]) for k, v in part.items()}
             given = {k: self.convert(known[k], v) for k, v in inputs.items() if k in known}
@@ -436,6 +448,11 @@ class App:
         self.wanted, self.unwedged = asyncio.Event(), asyncio.Event()
         self.unwedged.set()
         self.journal: list = []
+        told = quirk("DEVICE_ERROR")
+        self.device_error = (
+            told and f"CUDA error: {'an illegal memory access was encountered' if told == '1' else told}"
+        )
+        self.full, self.probes = quirk("OUT_OF_MEMORY"), 0
 
     def note(self, event: str, prompt_id: str, extra: dict) -> None:
         """task: the mark that comfyd puts on its prompts."""
@@ -471,6 +488,12 @@ class App:
             self.interrupt = False
             raise Interrupted
 
+    def check_device(self) -> None:
+        if self.device_error:
+            raise RuntimeError(self.device_error)
+        if self.full:
+            raise OutOfMemoryError("Allocation on device 0 would exceed allowed memory. (out of memory)")
+
     async def run_prompts(self) -> None:
         executed = 0
         while True:
@@ -503,6 +526,10 @@ class App:
 
     @route("GET", "prompt")
     async def get_prompt(self, **_):
+        self.probes += 1
+        if quirk("FAIL_PROBE") and self.probes % int(quirk("FAIL_PROBE")) == 0:
+            self.note("refused", "", {})
+            raise Refused(500, None)
         return self.queue_info()
 
     @route("POST", "prompt")
@@ -564,7 +591,8 @@ class App:
 
     @route("POST", "free")
     async def post_free(self, **_):
-        return None
+        self.note("freed", "", {})
+        self.full = self.full if self.full == "always" else ""
 
     @route("GET", "system_stats")
     async def get_system_stats(self, **_):
