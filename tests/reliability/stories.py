@@ -195,9 +195,10 @@ RUNS = (
     KillRun("record_written", kill_instance, touched=ZERO, adopted=True),
     KillRun("exec_released", edit, adopted=True),
     at_boot("log_copied", environ=FLOOD, left=copied),
-    # installs: before the marker a fresh tree is built, after it the finished one is taken
-    at_boot("script_copied", generation=2),
-    *(at_boot("step_done", nth, generation=2) for nth in (4, 7)),
+    # installs: begun trees are set aside and a fresh one is built; from the marker on the finished one is taken
+    at_boot("script_copied"),
+    at_boot("step_done", 4),
+    at_boot("step_done", 7, generation=2),
     at_boot("merged", generation=2),
     at_boot("tree_verified", generation=2),
     at_boot("marker_written"),
