@@ -151,7 +151,7 @@ class Chaos:
 
     def swap_ports(self) -> None:
         def swap(data: dict[str, Any]) -> None:
-            one, two = self.dice.sample(data["instances"], 2)
+            one, two = self.dice.sample(data["instances"][:3], 2)  # the last one waits for a stranger's port
             one["port"], two["port"] = two["port"], one["port"]
 
         self.daemon.edit(swap)
