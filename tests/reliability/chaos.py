@@ -225,8 +225,8 @@ class Chaos:
     def upgrade_daemon(self) -> None:
         begun = self.daemon.output.count("comfyd starts")
         self.daemon.signal(signal.SIGUSR2)
-        self.daemon.until(lambda: self.daemon.output.count("comfyd starts") > begun, 60, "upgraded in place")
-        self.daemon.until(self.daemon._answers, 60, "answers after the upgrade")
+        self.daemon.until(lambda: self.daemon.output.count("comfyd starts") > begun, 20, "upgraded in place")
+        self.daemon.until(self.daemon._answers, 20, "answers after the upgrade")
         self.story.counts["upgrades"] += 1
 
     def _boot(self) -> None:
@@ -236,7 +236,7 @@ class Chaos:
             time.sleep(self.dice.uniform(0, 0.8))  # killed while it boots
             self._kill()
             self.daemon.start(wait=False)
-        self.daemon.until(self.daemon._answers, 60, "the API answers")
+        self.daemon.until(self.daemon._answers, 20, "the API answers")
         if lost := self.ground.unaccounted():
             self.story.wrong.append(f"not accounted for after a boot: {lost}")
         after = self.ground.leaders()

@@ -50,7 +50,7 @@ def finish(chaos: Chaos) -> None:
     """Let the queue run dry: outside tasks by a last outside worker."""
     chaos.end_clients()
     chaos.calm_down()
-    chaos.daemon.until_ready(0, 1, 2, timeout_s=180)
+    chaos.daemon.until_ready(0, 1, 2, timeout_s=60)
 
     def dry() -> bool:
         fetched = chaos.daemon.get("/comfyui-fetch-task?workflow_names=elsewhere")
@@ -61,7 +61,7 @@ def finish(chaos: Chaos) -> None:
         stats = chaos.daemon.get("/api/stats")["stats"]
         return bool(stats["pending"] + stats["fetched"] + stats["processing"] == 0)
 
-    chaos.daemon.until(dry, 300, "every task ended")
+    chaos.daemon.until(dry, 60, "every task ended")
     chaos.observe_once()
 
 
