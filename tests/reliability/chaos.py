@@ -17,7 +17,7 @@ from typing import Any
 from tests.daemon import Answer
 from tests.graphs import EXACT, invert, sleep
 from tests.reliability.checks import ENDS
-from tests.reliability.ground import Ground, crowd
+from tests.reliability.ground import Ground
 
 BACKLOG = 60
 """Clients create no more while so many tasks are open."""
@@ -206,7 +206,7 @@ class Chaos:
         if self.dice.random() < 0.3:
             time.sleep(self.dice.uniform(0, 0.5))
             self.daemon.signal(signal.SIGTERM)
-        if self.daemon.wait(int(30 * crowd())) != 0:
+        if self.daemon.wait(30) != 0:
             self.story.wrong.append(f"SIGTERM gave exit {self.daemon.process and self.daemon.process.returncode}")
         if left := self.sampler.ours():
             self.story.wrong.append(f"left behind by SIGTERM: {left}")

@@ -37,6 +37,9 @@ class RecordedDaemon(Daemon):
     def until(self, condition: Callable[[], Any], timeout_s: float = 20, what: str = "condition") -> None:
         super().until(condition, timeout_s * crowd(), what)
 
+    def wait(self, timeout_s: float = 30) -> int:
+        return super().wait(timeout_s * crowd())
+
     def call(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 60
     ) -> Answer:
@@ -64,6 +67,7 @@ class Ground:
         self.daemon, self.sampler, self.decoys = daemon, sampler, Decoys(folder / "decoys")
         self.told: list[str] = []
         self.acknowledged: list[str] = []
+        self.graph: Any = None
         self.kept: Path | None = None
 
     @property

@@ -31,9 +31,10 @@ def ask(ground: Ground, method: str, path: str, body: Any = None, **headers: str
 
 
 def create(ground: Ground, graph: Any = None) -> str | None:
-    """POST the one task of this run, always with the same key. Returns its id if that was acknowledged."""
+    """POST the one task of this run: asked again, the same key and body. Returns its id if that was acknowledged."""
+    ground.graph = ground.graph or graph or invert()
     headers = {"Idempotency-Key": KEY}
-    answer = ask(ground, "POST", "/tasks/create/invert", {"wf_json": graph or invert(), "max_attempts": 5}, **headers)
+    answer = ask(ground, "POST", "/tasks/create/invert", {"wf_json": ground.graph, "max_attempts": 5}, **headers)
     if answer:
         ground.acknowledged.append(str(answer["taskId"]))
     return str(answer["taskId"]) if answer else None
