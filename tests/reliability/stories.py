@@ -55,7 +55,7 @@ def run_task(ground: Ground) -> None:
 
 
 def cancel_task(ground: Ground) -> None:
-    task = create(ground, sleep(20, "slept"))
+    task = create(ground, sleep(300, "slept"))
     assert task
     ask(ground, "POST", f"/tasks/{task}/cancel")
 
