@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ class RecordedDaemon(Daemon):
         super().__init__(root, **environ)
         self.history: list[dict[str, Any]] = []
 
-    def start(self, timeout_s: float = 60, wait: bool = True) -> "RecordedDaemon":
-        super().start(timeout_s, wait)
-        return self
+    def until(self, condition: Callable[[], Any], timeout_s: float = 20, what: str = "condition") -> None:
+        super().until(condition, timeout_s * crowd(), what)
+
+    def wait(self, timeout_s: float = 30) -> int:
+        return super().wait(timeout_s * crowd())
 
     def call(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 60
@@ -65,6 +67,7 @@ class Ground:
         self.daemon, self.sampler, self.decoys = daemon, sampler, Decoys(folder / "decoys")
         self.told: list[str] = []
         self.acknowledged: list[str] = []
+        self.graph: Any = None
         self.kept: Path | None = None
 
     @property

@@ -53,7 +53,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         with self.step("begin"):
             self.ground.daemon.start()
-            self.ground.daemon.until_ready(*self.model.file, timeout_s=60 * crowd())
+            self.ground.daemon.until_ready(*self.model.file)
             self.ground.decoys.start_likenesses(self.ground.daemon)
             self.started = True
 

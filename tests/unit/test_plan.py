@@ -708,19 +708,6 @@ def test_a_crash_moves_only_the_crashed(desired: ResolvedState, crashes: list[in
     assert {p.key for p in machine.alive()} == set(before)
 
 
-def test_an_hour_of_crashes_is_at_most_18_restarts() -> None:
-    machine, desired = world(), desire(wish(0))
-    end = machine.mono + 3600
-    while machine.mono < end:
-        decided = step(machine, desired)
-        if decided.actions:
-            machine.crash("comfyui/0")
-        else:
-            assert decided.wake_at is not None
-            machine.mono = decided.wake_at
-    assert 15 <= machine.spawned - 1 <= 18
-
-
 def restarted(machine: World, ago_s: float, *, asked: bool = True) -> ObservedProcess:
     """Runs again since its last end, `ago_s` seconds ago."""
     last = ExitInfo(code=0, asked=asked, at=machine.mono - ago_s, wall=WALL, fingerprint="before")
