@@ -58,11 +58,12 @@ def _listed(ours: Mapping[int, str]) -> str:
 
 
 def ports(scene: Scene) -> Iterable[Finding]:
-    """The API's port and that of every process: who listens there."""
+    """The port of every process, and the API's where no daemon answers: who listens there."""
     owner = procfs.owner_tag(scene.paths.state_dir)
     wanted = {w.spec.port: w for w in scene.wished.processes if w.spec.port is not None}
     fine: list[str] = []
-    for holder in holders([*wanted, scene.settings.port], listening()):
+    looked_at = [*wanted, *(() if scene.asked else (scene.settings.port,))]
+    for holder in holders(looked_at, listening()):
         wish = wanted.get(holder.port)
         who = f"process {holder.pid} ({holder.name})" if holder.pid else "a process that cannot be seen from here"
         ours = holder.pid and (procfs.owner_of(holder.pid) == owner or holder.pid in scene.ours)
@@ -77,7 +78,7 @@ def ports(scene: Scene) -> Iterable[Finding]:
             {"name": "port", "subject": str(holder.port), "level": level, "message": message, "hint": hint}
         )
     text = ", ".join(fine[:20]) or "nobody listens on them"
-    yield Finding(name="port", level="ok", message=f"{len(wanted) + 1} ports: {text}")
+    yield Finding(name="port", level="ok", message=f"{len(looked_at)} ports: {text}")
 
 
 def memory(scene: Scene) -> Iterable[Finding]:

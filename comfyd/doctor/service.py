@@ -35,8 +35,9 @@ def config(scene: Scene) -> Iterable[Finding]:
     for issue in issues[:SHOWN_ISSUES]:
         level = "warning" if issue.severity == "warning" else "error"
         hint = issue.hint or "`comfyd validate` shows all of them"
+        place = f"{issue.file}:{issue.line}" if issue.line else issue.file
         yield Finding.model_validate(
-            {"name": "config", "subject": issue.file, "level": level, "message": issue.text(), "hint": hint}
+            {"name": "config", "level": level, "message": f"{place}: {issue.message}", "hint": hint}
         )
     if len(issues) > SHOWN_ISSUES:
         message = f"{len(issues) - SHOWN_ISSUES} more"
