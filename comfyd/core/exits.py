@@ -24,6 +24,8 @@ _REFUSALS = {
     "ENOMEM": "there is no memory for another process: stop something or add memory",
     "ENOSPC": "the disk is full: free space; `comfyd doctor` shows which one",
     "EROFS": "the disk is read-only: mount it writable",
+    "EEXIST": "a file stands where a folder belongs: move what the message names away",
+    "ENOTDIR": "a file stands where a folder belongs: move what the message names away",
     "ELOOP": "its log file is a link, which is not followed: remove the link",
 }
 _SIGNS = (
