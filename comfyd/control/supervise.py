@@ -144,7 +144,9 @@ class Supervisor:
             if isinstance(result, SpawnError):
                 self._refused(action, result)
                 continue
-            history.restarts += history.last_exit is not None and not history.last_exit.asked
+            if history.last_exit is not None and not history.last_exit.asked:
+                history.restarts += 1
+                self._pen.fact(f"crash/{action.key}", history.as_fact(self._boot_id))
             self._last_start = at.mono
             self._runs[action.key] = result
             self._pen.write("instance", action.key, to="starting", reason=action.reason, pid=result.process.pid)

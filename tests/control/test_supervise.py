@@ -241,6 +241,21 @@ async def test_leaving_keeps_the_process_and_the_next_supervisor_adopts_it_ready
 
 
 @pytest.mark.asyncio
+async def test_restarts_are_counted_on_by_the_next_supervisor(root: Path) -> None:
+    async with open_bench(root) as bench:
+        wish = bench.wish("comfyui/0", SLEEP)
+        await bench.start(wish)
+        end(bench.seen("comfyui/0").pid or 0)
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+        await bench.start(wish)
+        assert bench.seen("comfyui/0").restarts == 1
+    async with open_bench(root) as bench:
+        assert (bench.seen("comfyui/0").adopted, bench.seen("comfyui/0").restarts) == (True, 1)
+        bench.stop("comfyui/0")
+        await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.GONE)
+
+
+@pytest.mark.asyncio
 async def test_what_died_unseen_is_a_crash_and_its_orphans_are_ended(root: Path) -> None:
     child = f"subprocess.Popen([sys.executable,'-c',{SLEEP!r}])"
     code = f"import subprocess,sys,time; p={child}; print(p.pid,flush=True); time.sleep(600)"
