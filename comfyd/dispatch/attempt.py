@@ -277,6 +277,19 @@ class Attempt:
         return self.link.slot.instance
 
 
+async def carried_out(attempt: Attempt) -> Outcome | None:
+    """Run it. A bug must not take other tasks along: it ends this attempt, which counts."""
+    task, instance = attempt.task_id, attempt.link.slot.instance
+    try:
+        outcome = await attempt.run()
+    except Exception as error:
+        log.exception("attempt broke", task=task, instance=instance, reason=str(error))
+        outcome = Outcome(state=TaskState.PENDING, message=f"internal error: {error}"[:500])
+    if outcome is not None:
+        log.info("attempt ended", task=task, instance=instance, to=outcome.state.value, reason=outcome.message)
+    return outcome
+
+
 def _graph(params: Mapping[str, Any]) -> Any:
     given = params.get("input_data")
     graph = given.get("wf_json") if isinstance(given, Mapping) else None

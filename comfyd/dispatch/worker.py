@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from comfyd.core.route import slots as free_slots
-from comfyd.dispatch.attempt import Attempt
+from comfyd.dispatch.attempt import Attempt, carried_out
 from comfyd.dispatch.bench import Bench, put_back
 from comfyd.dispatch.cancels import Cancels
 from comfyd.dispatch.link import Link
@@ -228,7 +228,7 @@ class Dispatcher:
             following: Claim | None = None
             filled = False
             try:
-                outcome = await self._outcome(attempt)
+                outcome = await carried_out(attempt)
                 if outcome is not None:
                     room = self._own_slot(attempt.link)
                     following = await self._finish(attempt.lease, outcome, room)
@@ -242,17 +242,6 @@ class Dispatcher:
             link, attempt = attempt.link, None
             if following is not None:
                 self._enter(attempt := Attempt(following, link, self._bench))
-
-    async def _outcome(self, attempt: Attempt) -> Outcome | None:
-        task, instance = attempt.task_id, attempt.link.slot.instance
-        try:
-            outcome = await attempt.run()
-        except Exception as error:  # a bug must not take other tasks along; the attempt counts
-            log.exception("attempt broke", task=task, instance=instance, reason=str(error))
-            outcome = Outcome(state=TaskState.PENDING, message=f"internal error: {error}"[:500])
-        if outcome is not None:
-            log.info("attempt ended", task=task, instance=instance, to=outcome.state.value, reason=outcome.message)
-        return outcome
 
     def _own_slot(self, link: Link) -> list[Slot]:
         """The slot that is being given back, if its instance can go on."""
