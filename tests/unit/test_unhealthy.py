@@ -15,12 +15,17 @@ WISH = DesiredProcess(
 
 
 def shown(
-    phase: Phase, last: ExitInfo | None = None, trouble: Condition | None = None, probe: str = ""
+    phase: Phase,
+    last: ExitInfo | None = None,
+    trouble: Condition | None = None,
+    probe: str = "",
+    kind: str = "unhealthy",
 ) -> InstanceView:
+    """The instance with its conditions of that kind."""
     seen = ObservedProcess(key=WISH.key, phase=phase, last_exit=last, trouble=trouble, probe_message=probe)
     given = ViewInput(ResolvedState(processes=(WISH,)), ObservedState(processes=(seen,)), Plan(), Now(5, 5), "0")
     (one,) = describe(given).instances
-    return one
+    return one.model_copy(update={"conditions": tuple(c for c in one.conditions if c.type == kind)})
 
 
 def ended(**fields: object) -> ExitInfo:
@@ -64,5 +69,5 @@ def test_an_ordinary_crash_or_a_stop_by_hand_is_not_unhealthy() -> None:
 
 
 def test_an_unready_one_says_what_its_last_probe_saw() -> None:
-    (why,) = shown(Phase.UNREADY, probe="no answer").conditions
+    (why,) = shown(Phase.UNREADY, probe="no answer", kind="not_ready").conditions
     assert (why.type, why.reason, why.message, bool(why.hint)) == ("not_ready", "unready", "no answer", True)
