@@ -225,9 +225,11 @@ def victim(house: House) -> "subprocess.Popen[bytes]":
 async def test_a_leftover_installer_is_found_and_ended_before_another_begins(house: House) -> None:
     house.write_script("#!/bin/bash\nmkdir /ComfyUI\nsetsid sleep 300 &\necho > /ComfyUI/up\nsleep 300\n")
     with victim(house) as process:
-        await until(lambda: (house.paths.generation("comm", 1) / "up").exists(), "the script runs")
-        uuid = house.record().uuid
-        process.kill()
+        try:
+            await until(lambda: (house.paths.generation("comm", 1) / "up").exists(), "the script runs", 45)
+            uuid = house.record().uuid
+        finally:
+            process.kill()
     assert len(alive_with(f"COMFYD_PROCESS_UUID={uuid}")) >= 2
     house.write_script(script())
     async with running(house) as one:
