@@ -139,5 +139,5 @@ def running_server(programs: Path | None = None) -> Iterator[Server]:
         yield server
     finally:
         if server is not None:
-            server.stop()
+            server.stop(signal.SIGQUIT)
         shutil.rmtree(folder, ignore_errors=True)

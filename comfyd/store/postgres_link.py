@@ -118,6 +118,11 @@ class Link:
                 raise StoreError(
                     "The task database has no room left; free some space there.", code="storage_full"
                 ) from error
+            except asyncpg.DataError:
+                raise
+            except asyncpg.PostgresError as error:
+                log.error("task database refused a call", reason=_text(error))
+                raise StoreError(f"The task database refused this ({type(error).__name__}); see the log.") from error
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, 0.5)
 
@@ -144,7 +149,8 @@ class Link:
                 if failures == 0 or db is not None:
                     log.warning("task database out of reach", reason=_text(error))
                 failures += 1
-                self._set_trouble(error if isinstance(error, StoreError) else _unreachable(error))
+                if self._pool is None or failures > 1:  # a first failure may be a cut: calls find out by themselves
+                    self._set_trouble(error if isinstance(error, StoreError) else _unreachable(error))
             finally:
                 if db is not None:
                     db.terminate()
@@ -177,7 +183,7 @@ class Link:
         )
 
     async def _listen(self, db: Any) -> None:
-        """Until this connection is lost. Then the next one is made at once: until that fails, calls go on."""
+        """Until this connection is lost. Then the next one is made at once: until that fails twice, calls go on."""
         lost = asyncio.Event()
         db.add_termination_listener(lambda _: lost.set())
         while not lost.is_set():

@@ -8,7 +8,7 @@ from comfyd.model.task import Slot, TaskState
 from comfyd.store.postgres_rows import COLUMNS, HELD, SERVER_MS, Draft, clock_of, row_of, storable_name
 from comfyd.store.postgres_schema import Connection
 from comfyd.store.task_queue import lapse, retake
-from comfyd.store.task_rows import Clock, TaskRow, Term
+from comfyd.store.task_rows import TaskRow, Term
 
 OVERDUE: Final = f"EXISTS (SELECT FROM comfyd_task WHERE lease_expires_at <= {SERVER_MS})"
 _EXPIRED: Final = (
@@ -138,16 +138,13 @@ async def granted(db: Connection, tokens: Sequence[str], node_id: str) -> list[T
     return [row_of(record) for record in await db.fetch(_GRANTED, list(tokens), node_id)]
 
 
-async def recover(
-    db: Connection, draft: Draft, node_id: str, lease_s: float, wall: float
-) -> list[tuple[TaskRow, Term]]:
+async def recover(db: Connection, draft: Draft, node_id: str, lease_s: float, wall: float) -> list[TaskRow]:
     """Re-token this node's prompts, also those whose lease ran out while the daemon was away."""
     found = []
     for record in await db.fetch(_OF_NODE, node_id):
         row = row_of(record)
-        clock: Clock = clock_of(row.pop("server_ms"), wall)
-        term = Term.after(clock, lease_s)
-        found.append((retake(draft, row, term, clock), term))
+        clock = clock_of(row.pop("server_ms"), wall)
+        found.append(retake(draft, row, Term.after(clock, lease_s), clock))
     await draft.write(db)
     return found
 

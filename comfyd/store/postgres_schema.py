@@ -47,6 +47,9 @@ async def migrate(db: Connection) -> None:
 
 
 async def _version(db: Connection) -> int:
-    if await db.fetchval("SELECT to_regclass('comfyd_schema')") is None:
+    # Not to_regclass: it may answer from before another node's COMMIT.
+    if not await db.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'comfyd_schema' AND pg_table_is_visible(oid))"
+    ):
         return 0
     return int(await db.fetchval("SELECT coalesce(max(version), 0) FROM comfyd_schema"))

@@ -6,7 +6,7 @@ the first try, a finish reported twice is answered twice, and the rest gives the
 """
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -42,6 +42,7 @@ from comfyd.store.writer import Writer
 
 T = TypeVar("T")
 Notes = Sequence[tuple[str, str, Mapping[str, Any], float]]
+Tries = list[Draft]
 Rows = Sequence[TaskRow]
 MAX_HANDED: Final = 64
 CLEAR_S: Final = 60.0
@@ -97,16 +98,15 @@ class PostgresTasks:
     # leasing out
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
         wishes = _wishes(slots)
-        draft = Draft()
 
-        async def work(db: Connection, again: bool) -> Rows:
+        async def work(db: Connection, again: bool, tries: Tries) -> Rows:
             if again and (rows := await self._granted(db, wishes)):
                 return rows
+            tries.append(draft := Draft())
             await self._take_back(db, draft, now)
             return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall)
 
-        rows = await self._link.call(work)
-        self._tell(draft.notes)
+        rows = await self._call(work)
         failpoint("lease_committed")
         return self._claims(rows, wishes)
 
@@ -144,17 +144,16 @@ class PostgresTasks:
         now: Now,
     ) -> Claim | None:
         grant = (*self._term(lease_s), secrets.token_hex(16), caller)
-        draft = Draft()
 
-        async def work(db: Connection, again: bool) -> TaskRow | None:
+        async def work(db: Connection, again: bool, tries: Tries) -> TaskRow | None:
             if again and (rows := await postgres_queue.granted(db, [grant[2]], self._node_id)):
                 return rows[0]
+            tries.append(draft := Draft())
             await self._take_back(db, draft, now)
             names = workflow_names, environments
             return await postgres_queue.fetch(db, draft, names, targets, grant, now.wall)
 
-        row = await self._link.call(work)
-        self._tell(draft.notes)
+        row = await self._call(work)
         failpoint("lease_committed")
         return None if row is None else _claim_of(row, None)
 
@@ -168,15 +167,16 @@ class PostgresTasks:
         return lease.model_copy(update={"expires_at": until, "expires_mono": None})
 
     async def recover(self, node_id: str, lease_s: float, now: Now) -> tuple[Claim, ...]:
-        async def work(db: Connection, again: bool) -> tuple[Draft, Sequence[tuple[TaskRow, Term]]]:
+        async def work(db: Connection, again: bool, tries: Tries) -> Rows:
             draft = Draft()
             async with db.transaction():
-                return draft, await postgres_queue.recover(db, draft, node_id, lease_s, now.wall)
+                rows = await postgres_queue.recover(db, draft, node_id, lease_s, now.wall)
+                tries.append(draft)
+            return rows
 
-        draft, found = await self._link.call(work)
-        self._tell(draft.notes)
+        found = await self._call(work)
         failpoint("lease_committed")
-        return tuple(_claim_of(row, None) for row, _ in found)
+        return tuple(_claim_of(row, None) for row in found)
 
     # ending
     async def finish(self, lease: Lease, outcome: Outcome, now: Now) -> Task:
@@ -195,33 +195,37 @@ class PostgresTasks:
     ) -> tuple[Task, Rows]:
         """Both in one transaction; a result that came too late is kept, and nothing is claimed for it."""
         task_id = lease.task_id
+        params = self._handed.get(task_id)
 
-        async def work(db: Connection, again: bool) -> tuple[Draft, TaskRow | Late, Rows]:
+        async def work(db: Connection, again: bool, tries: Tries) -> tuple[TaskRow | Late, Rows]:
             draft = Draft()
             async with db.transaction():
                 row, clock = await lock_row(db, task_id, now.wall)
                 ended = finish_row(draft, row, lease.token, outcome, clock)
                 await draft.write(db)
-                if not isinstance(ended, Late) and task_id not in self._handed:
-                    ended["params"] = await db.fetchval(_PARAMS, task_id)
-                rows = (
-                    [] if isinstance(ended, Late) else await self._following(db, draft, wishes, (lease_s, now, again))
-                )
-            return draft, ended, rows
+                rows: Rows = ()
+                if not isinstance(ended, Late):
+                    if params is None:
+                        ended["params"] = await db.fetchval(_PARAMS, task_id)
+                    rows = await self._following(db, draft, wishes, (lease_s, now, again))
+                tries.append(draft)
+            return ended, rows
 
-        draft, ended, rows = await self._link.call(work)
-        self._tell(draft.notes)
+        ended, rows = await self._call(work)
         failpoint("result_committed")
         if isinstance(ended, Late):
             raise stale(task_id)
-        return task_of(ended, self._handed.pop(task_id, None)), rows
+        self._handed.pop(task_id, None)
+        return task_of(ended, params), rows
 
     async def _following(
         self, db: Connection, draft: Draft, wishes: Sequence[Wish], how: tuple[float, Now, bool]
     ) -> Rows:
         lease_s, now, again = how
-        if not wishes or (again and (rows := await self._granted(db, wishes))):
-            return rows if wishes else []
+        if not wishes:
+            return ()
+        if again and (rows := await self._granted(db, wishes)):
+            return rows
         if await db.fetchval(f"SELECT {postgres_queue.OVERDUE}"):
             await postgres_queue.take_back(db, draft, now.wall)
         return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall)
@@ -255,7 +259,7 @@ class PostgresTasks:
     async def _act(self, task_id: str, decide: Callable[[Draft, TaskRow, Clock, bool], T], now: Now) -> T:
         """Lock the row, decide, write. A row in the answer gets its workflow. An error of `decide` changes nothing."""
 
-        async def work(db: Connection, again: bool) -> tuple[Draft, T]:
+        async def work(db: Connection, again: bool, tries: Tries) -> T:
             draft = Draft()
             async with db.transaction():
                 row, clock = await lock_row(db, task_id, now.wall)
@@ -263,11 +267,21 @@ class PostgresTasks:
                 await draft.write(db)
                 if isinstance(result, dict):
                     result["params"] = await db.fetchval(_PARAMS, task_id)
-            return draft, result
+                tries.append(draft)
+            return result
 
-        draft, result = await self._link.call(work)
-        self._tell(draft.notes)
-        return result
+        return await self._call(work)
+
+    async def _call(self, work: Callable[[Connection, bool, Tries], Awaitable[T]]) -> T:
+        """`work` adds what it has written to `tries`; the last that had anything to tell is told once it is over.
+
+        A try whose answer was lost may have been the one that was committed: then the next finds nothing to do.
+        """
+        tries: list[Draft] = []
+        try:
+            return await self._link.call(lambda db, again: work(db, again, tries))
+        finally:
+            self._tell(next((draft.notes for draft in reversed(tries) if draft.notes), ()))
 
     def _tell(self, notes: Notes) -> None:
         """Into this node's event log, not awaited: the queue does not depend on it."""

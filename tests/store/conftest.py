@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.engines import PostgresEngine, SqliteEngine
+from tests.store.engines import ForgetfulEngine, PostgresEngine, SqliteEngine
+
+SHARED = {"postgres": PostgresEngine, "postgres-forgetful": ForgetfulEngine}
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(params=["sqlite", *(pytest.param(name, marks=pytest.mark.postgres) for name in SHARED)])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> SqliteEngine:
     if request.param == "sqlite":
         return SqliteEngine(tmp_path)
-    return PostgresEngine(tmp_path, request.getfixturevalue("postgres_server"))
+    return SHARED[request.param](tmp_path, request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from comfyd.model.base import Now
 from comfyd.model.task import Claim, NewTask, Outcome, Slot, TaskState
 from comfyd.store.open import Shared, Stores, open_stores
 from comfyd.store.postgres_schema import migrate
+from comfyd.store.postgres_tasks import PostgresTasks
 from tests.postgres import Server
 
 DONE = Outcome(state=TaskState.COMPLETED, output={"urls": ["/out/0"], "files": [], "text": []})
@@ -26,10 +27,11 @@ LEASE_S = 60.0
 class SqliteEngine:
     """One database file that can be opened again; time passes only when told to.
 
-    boot_ends_leases: whether those of another boot have run out.
+    boot_ends_leases: whether those of another boot have run out. forgets: whether answers are lost on the way.
     """
 
     boot_ends_leases = True
+    forgets = False
 
     def __init__(self, folder: Path) -> None:
         self.database = folder / "state" / "comfyd.db"
@@ -79,6 +81,7 @@ class PostgresEngine(SqliteEngine):
         self.url = server.url(self.schema)
         self._server_s = self._wall
         self._made = False
+        self._admin: Any = None
         self.wakes = 0
         self.troubles: list[str | None] = []
 
@@ -91,17 +94,21 @@ class PostgresEngine(SqliteEngine):
             await self.prepare()
         shared = Shared(self.url, self._woken, self.troubles.append)
         path = database or self.database
-        async with open_stores(path, self.boot_id, event_rows, shared=shared) as stores:
+        async with (
+            self.connection() as self._admin,
+            open_stores(path, self.boot_id, event_rows, shared=shared) as stores,
+        ):
             yield stores
 
-    async def prepare(self, clock: str = _TEST_CLOCK) -> None:
-        """The schema as a first daemon makes it, with another clock."""
+    async def prepare(self, still: bool = True) -> None:
+        """The schema as a first daemon makes it, with a clock that stands still unless the server's own is wanted."""
         self._made = True
         async with self.connection() as db:
             await db.execute(f"CREATE SCHEMA {self.schema}")
             await migrate(db)
-            await db.execute(clock)
-        if clock:
+            if still:
+                await db.execute(_TEST_CLOCK)
+        if still:
             await self._set_clock()
 
     @asynccontextmanager
@@ -112,14 +119,49 @@ class PostgresEngine(SqliteEngine):
         finally:
             await db.close()
 
+    def lose_answers(self, stores: Stores) -> None:
+        """Whatever is committed is sent again, as if the connection had been lost just then."""
+        tasks = stores.tasks
+        assert isinstance(tasks, PostgresTasks)
+        link = tasks._link
+        call = link.call
+
+        async def twice(work: Any, *more: Any) -> Any:
+            if more:
+                return await call(work, *more)
+
+            async def run(db: Any, again: bool) -> Any:
+                await work(db, False)
+                return await work(db, True)
+
+            return await call(run, *more)
+
+        link.call = twice  # type: ignore[method-assign]
+
     async def _set_clock(self) -> None:
+        if self._admin is not None and not self._admin.is_closed():
+            await self._admin.execute("UPDATE test_clock SET us = $1", int(self._server_s * 1e6))
+            return
         async with self.connection() as db:
             await db.execute("UPDATE test_clock SET us = $1", int(self._server_s * 1e6))
 
     async def pass_time(self, seconds: float) -> None:
         await super().pass_time(seconds)
         self._server_s += seconds
-        await self._set_clock()
+        if seconds:
+            await self._set_clock()
+
+
+class ForgetfulEngine(PostgresEngine):
+    """The answer to everything is lost once, after it was committed (but for `clear`: only it could count)."""
+
+    forgets = True
+
+    @asynccontextmanager
+    async def open(self, event_rows: int = 100_000, database: Path | None = None) -> AsyncIterator[Stores]:
+        async with super().open(event_rows, database) as stores:
+            self.lose_answers(stores)
+            yield stores
 
 
 def slot(number: int = 0, environment: str = "comm") -> Slot:
