@@ -15,6 +15,7 @@ from comfyd.store.postgres_schema import Connection
 from comfyd.store.task_rows import new_task_id
 
 MAX_BATCH: Final = 200
+MAX_CHARACTERS: Final = 4_000_000
 _INSERT: Final = """
 WITH clock AS MATERIALIZED (SELECT comfyd_now_us() AS us), given AS MATERIALIZED (
     SELECT *, (sum(cost) OVER (PARTITION BY lane ORDER BY n))::bigint AS behind
@@ -132,10 +133,20 @@ class Gathering:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                size = self._fitting()
+                batch, self._waiting = self._waiting[:size], self._waiting[size:]
                 await self._send(batch)
         finally:
             self._task = None
+
+    def _fitting(self) -> int:
+        """How many of those that wait go into one statement: at least one, of any size."""
+        total = 0
+        for n, (entry, _) in enumerate(self._waiting[:MAX_BATCH]):
+            total += len(entry.params)
+            if n and total > MAX_CHARACTERS:
+                return n
+        return min(len(self._waiting), MAX_BATCH)
 
     async def _send(self, batch: Sequence[tuple[Entry, "asyncio.Future[Answer]"]]) -> None:
         try:

@@ -38,7 +38,8 @@ _SERVER: Final = {
 }
 _FOLD: Final = f"""
 WITH gone AS (
-    DELETE FROM comfyd_tally WHERE (SELECT count(*) FROM comfyd_tally) > {FOLD_AT} AND pg_try_advisory_xact_lock($1)
+    DELETE FROM comfyd_tally
+    WHERE (SELECT count(*) FROM comfyd_tally) > {FOLD_AT} AND (SELECT pg_try_advisory_xact_lock($1))
     RETURNING environment, workflow_name, state, n
 )
 INSERT INTO comfyd_tally SELECT environment, workflow_name, state, sum(n) FROM gone

@@ -1,8 +1,10 @@
 """Statements on the shared queue that lease tasks out and take expired leases back. Each runs in the caller's
 transaction; rows that another node has locked are passed over (SKIP LOCKED), so that no node waits for another."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 from comfyd.model.task import Slot, TaskState
 from comfyd.store.postgres_rows import COLUMNS, HELD, SERVER_MS, Draft, clock_of, row_of, storable_name
@@ -72,6 +74,10 @@ class Wish(NamedTuple):
     slot: Slot
     token: str
     prompt_id: str
+
+
+def wishes_for(slots: Sequence[Slot]) -> list[Wish]:
+    return [Wish(slot, secrets.token_hex(16), str(uuid4())) for slot in slots]
 
 
 async def take_back(db: Connection, draft: Draft, wall: float) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
+from comfyd.model.task import Claim, Lease, Slot
 from comfyd.store.ledger import dump, from_json
 from comfyd.store.postgres_schema import Connection
-from comfyd.store.task_rows import NAMES, Clock, TaskRow, not_found
+from comfyd.store.task_rows import NAMES, Clock, TaskRow, not_found, task_of
 
 COLUMNS: Final = ", ".join(NAMES)
 HELD: Final = ", ".join(name for name in NAMES if name != "params")
@@ -34,6 +35,12 @@ def row_of(record: Mapping[str, Any]) -> TaskRow:
     if row["message"] is not None:
         row["message"] = from_json(row["message"])
     return row
+
+
+def claim_of(row: TaskRow, slot: Slot | None) -> Claim:
+    """prompt_id is "" for a task that an outside worker fetched."""
+    lease = Lease(task_id=row["task_id"], token=row["token"], expires_at=row["lease_expires_at"])
+    return Claim(task=task_of(row), lease=lease, prompt_id=row["prompt_id"] or "", slot=slot)
 
 
 def clock_of(server_ms: int, wall: float) -> Clock:

@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
-from uuid import uuid4
 
 from comfyd.errors import StoreError
 from comfyd.failpoint import failpoint
@@ -31,8 +30,8 @@ from comfyd.store import postgres_queue, postgres_read
 from comfyd.store.ledger import Transaction
 from comfyd.store.postgres_enqueue import Answer, Entry, Gathering, insert
 from comfyd.store.postgres_link import Link
-from comfyd.store.postgres_queue import Wish
-from comfyd.store.postgres_rows import Draft, lock_row
+from comfyd.store.postgres_queue import Wish, wishes_for
+from comfyd.store.postgres_rows import Draft, claim_of, lock_row
 from comfyd.store.postgres_schema import Connection
 from comfyd.store.task_external import update_row
 from comfyd.store.task_finish import Late, cancel_row, finish_row, retry_row
@@ -97,7 +96,7 @@ class PostgresTasks:
 
     # leasing out
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
-        wishes = _wishes(slots)
+        wishes = wishes_for(slots)
 
         async def work(db: Connection, again: bool, tries: Tries) -> Rows:
             if again and (rows := await self._granted(db, wishes)):
@@ -127,7 +126,7 @@ class PostgresTasks:
     def _claims(self, rows: Sequence[TaskRow], wishes: Sequence[Wish]) -> tuple[Claim, ...]:
         """Remembers the latest parameters, so that a finish need not read them again."""
         slots = {wish.token: wish.slot for wish in wishes}
-        claims = tuple(_claim_of(row, slots.get(row["token"])) for row in rows)
+        claims = tuple(claim_of(row, slots.get(row["token"])) for row in rows)
         for claim in claims:
             self._handed[claim.task.task_id] = claim.task.params
         while len(self._handed) > MAX_HANDED:
@@ -155,7 +154,7 @@ class PostgresTasks:
 
         row = await self._call(work)
         failpoint("lease_committed")
-        return None if row is None else _claim_of(row, None)
+        return None if row is None else claim_of(row, None)
 
     async def renew(self, lease: Lease, lease_s: float, now: Now) -> Lease:
         def decide(draft: Draft, row: TaskRow, clock: Clock, again: bool) -> int:
@@ -176,7 +175,7 @@ class PostgresTasks:
 
         found = await self._call(work)
         failpoint("lease_committed")
-        return tuple(_claim_of(row, None) for row in found)
+        return tuple(claim_of(row, None) for row in found)
 
     # ending
     async def finish(self, lease: Lease, outcome: Outcome, now: Now) -> Task:
@@ -186,7 +185,7 @@ class PostgresTasks:
     async def finish_and_claim(
         self, lease: Lease, outcome: Outcome, slots: Sequence[Slot], lease_s: float, now: Now
     ) -> tuple[Task, tuple[Claim, ...]]:
-        wishes = _wishes(slots)
+        wishes = wishes_for(slots)
         task, rows = await self._finish(lease, outcome, wishes, lease_s, now)
         return task, self._claims(rows, wishes)
 
@@ -294,12 +293,3 @@ class PostgresTasks:
 def _note(tx: Transaction, notes: Notes) -> None:
     for note in notes:
         tx.note(*note)
-
-
-def _wishes(slots: Sequence[Slot]) -> list[Wish]:
-    return [Wish(slot, secrets.token_hex(16), str(uuid4())) for slot in slots]
-
-
-def _claim_of(row: TaskRow, slot: Slot | None) -> Claim:
-    lease = Lease(task_id=row["task_id"], token=row["token"], expires_at=row["lease_expires_at"])
-    return Claim(task=task_of(row), lease=lease, prompt_id=row["prompt_id"] or "", slot=slot)

@@ -117,7 +117,7 @@ def test_a_killed_node_gives_its_tasks_to_the_other_or_takes_them_up_again(
     daemons: tuple[Daemon, Daemon], server: Server
 ) -> None:
     a, b = daemons
-    a.environ["COMFYD_LEASE_S"] = b.environ["COMFYD_LEASE_S"] = "3"
+    a.environ["COMFYD_LEASE_S"] = b.environ["COMFYD_LEASE_S"] = "8"
     a.start(LONG_S)
     a.until_ready("on-a", timeout_s=LONG_S)
     tasks = [a.post("/tasks/create/invert")["taskId"] for _ in range(4)]

@@ -13,7 +13,7 @@ import pytest
 from comfyd.errors import ComfydError, SettingsError, StoreError
 from comfyd.model.base import Now
 from comfyd.model.task import Lease, TaskFilter, TaskState
-from comfyd.store import postgres_link
+from comfyd.store import postgres_enqueue, postgres_link
 from comfyd.store.open import Shared, Stores, open_stores
 from comfyd.store.postgres_schema import migrate, schemas
 from tests.postgres import of_wheel, running_server
@@ -237,6 +237,16 @@ async def test_names_that_no_text_can_be(postgres: PostgresEngine) -> None:
         )
         assert [n for n, result in enumerate(results) if isinstance(result, BaseException)] == [3]
         assert (await stores.tasks.stats()).total == 6
+
+
+async def test_large_tasks_do_not_travel_together(postgres: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_enqueue, "MAX_CHARACTERS", 1000)
+    async with postgres.open() as stores:
+        sizes = [10, 3000, 10, 10, 900, 900, 5000, 10]
+        made = await asyncio.gather(*(add(stores, postgres, params={"a": "x" * size}) for size in sizes))
+        for (task, fresh), size in zip(made, sizes, strict=True):
+            assert fresh
+            assert (await stores.tasks.get(task.task_id)).params == {"a": "x" * size}
 
 
 async def test_many_nodes_make_the_schema_once(postgres: PostgresEngine) -> None:

@@ -57,7 +57,7 @@ def test_tokens_are_read_and_never_printed(variable: str) -> None:
     "url", ["mysql://u:s3cret@h/d", "u:s3cret@h/d", "postgresql+asyncpg://u:s3cret@h", "//[s3cret"]
 )
 def test_an_address_of_another_kind_is_refused_and_its_password_is_not_shown(url: str) -> None:
-    with pytest.raises(SettingsError, match="COMFYD_DATABASE_URL=.*postgresql://") as caught:
+    with pytest.raises(SettingsError, match=r"COMFYD_DATABASE_URL=.*postgresql://") as caught:
         load_settings({"COMFYD_DATABASE_URL": url})
     assert "s3cret" not in str(caught.value)
     good = load_settings({"COMFYD_DATABASE_URL": "postgres://u:s3cret@h/d"})
