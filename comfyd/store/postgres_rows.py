@@ -4,12 +4,12 @@ The decisions themselves are those of task_finish.py, task_external.py and task_
 Whatever depends on the time of a lease takes it from the server: `Clock.ms` is the server's, read under the lock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
 from comfyd.model.task import Claim, Lease, Slot
-from comfyd.store.ledger import dump, from_json
+from comfyd.store.ledger import Transaction, dump, from_json
 from comfyd.store.postgres_schema import Connection
 from comfyd.store.task_rows import NAMES, Clock, TaskRow, not_found, task_of
 
@@ -55,6 +55,16 @@ async def lock_row(db: Connection, task_id: str, wall: float) -> tuple[TaskRow, 
         raise not_found(task_id)
     row = row_of(record)
     return row, clock_of(row.pop("server_ms"), wall)
+
+
+Notes = Sequence[tuple[str, str, Mapping[str, Any], float]]
+"""(type, subject, data, wall) of events."""
+
+
+def write_notes(tx: Transaction, notes: Notes) -> None:
+    """Into the event log of this node."""
+    for note in notes:
+        tx.note(*note)
 
 
 class Draft:

@@ -27,11 +27,10 @@ from comfyd.model.task import (
     TaskStats,
 )
 from comfyd.store import postgres_queue, postgres_read
-from comfyd.store.ledger import Transaction
 from comfyd.store.postgres_enqueue import Answer, Entry, Gathering, insert
 from comfyd.store.postgres_link import Link
 from comfyd.store.postgres_queue import Wish, wishes_for
-from comfyd.store.postgres_rows import Draft, claim_of, lock_row
+from comfyd.store.postgres_rows import Draft, Notes, claim_of, lock_row, write_notes
 from comfyd.store.postgres_schema import Connection
 from comfyd.store.task_external import update_row
 from comfyd.store.task_finish import Late, cancel_row, finish_row, retry_row
@@ -40,7 +39,6 @@ from comfyd.store.task_rows import Clock, TaskRow, Term, stale, task_of, task_of
 from comfyd.store.writer import Writer
 
 T = TypeVar("T")
-Notes = Sequence[tuple[str, str, Mapping[str, Any], float]]
 Tries = list[Draft]
 Rows = Sequence[TaskRow]
 MAX_HANDED: Final = 64
@@ -106,7 +104,8 @@ class PostgresTasks:
             return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall)
 
         rows = await self._call(work)
-        failpoint("lease_committed")
+        if rows:
+            failpoint("lease_committed")
         return self._claims(rows, wishes)
 
     async def _take_back(self, db: Connection, draft: Draft, now: Now) -> None:
@@ -153,8 +152,10 @@ class PostgresTasks:
             return await postgres_queue.fetch(db, draft, names, targets, grant, now.wall)
 
         row = await self._call(work)
+        if row is None:
+            return None
         failpoint("lease_committed")
-        return None if row is None else claim_of(row, None)
+        return claim_of(row, None)
 
     async def renew(self, lease: Lease, lease_s: float, now: Now) -> Lease:
         def decide(draft: Draft, row: TaskRow, clock: Clock, again: bool) -> int:
@@ -174,7 +175,8 @@ class PostgresTasks:
             return rows
 
         found = await self._call(work)
-        failpoint("lease_committed")
+        if found:
+            failpoint("lease_committed")
         return tuple(claim_of(row, None) for row in found)
 
     # ending
@@ -208,12 +210,13 @@ class PostgresTasks:
                         ended["params"] = await db.fetchval(_PARAMS, task_id)
                     rows = await self._following(db, draft, wishes, (lease_s, now, again))
                 tries.append(draft)
+                failpoint("result_before_commit")
             return ended, rows
 
         ended, rows = await self._call(work)
-        failpoint("result_committed")
         if isinstance(ended, Late):
             raise stale(task_id)
+        failpoint("result_committed")
         self._handed.pop(task_id, None)
         return task_of(ended, params), rows
 
@@ -234,9 +237,9 @@ class PostgresTasks:
             return update_row(draft, row, change, Term.after(clock, lease_s), clock)
 
         row = await self._act(change.task_id, decide, now)
-        failpoint("result_committed")
         if isinstance(row, Late):
             raise stale(change.task_id)
+        failpoint("result_committed")
         return task_of(row)
 
     async def cancel(self, task_id: str, now: Now) -> Task:
@@ -245,7 +248,9 @@ class PostgresTasks:
                 return row
             return cancel_row(draft, row, clock)
 
-        return task_of(await self._act(task_id, decide, now))
+        row = await self._act(task_id, decide, now)
+        failpoint("cancel_committed")
+        return task_of(row)
 
     async def retry(self, task_id: str, now: Now) -> Task:
         def decide(draft: Draft, row: TaskRow, clock: Clock, again: bool) -> TaskRow:
@@ -286,10 +291,5 @@ class PostgresTasks:
         """Into this node's event log, not awaited: the queue does not depend on it."""
         if notes:
             with suppress(StoreError):  # closed: the daemon is shutting down
-                written = self._writer.write(lambda tx: _note(tx, notes))
+                written = self._writer.write(lambda tx: write_notes(tx, notes))
                 written.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-
-def _note(tx: Transaction, notes: Notes) -> None:
-    for note in notes:
-        tx.note(*note)
