@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -277,8 +278,17 @@ async def test_a_newer_schema_is_left_alone(postgres: PostgresEngine, monkeypatc
             await enqueue(stores, postgres)
 
 
-async def test_the_server_of_the_wheel_will_do(tmp_path: Path) -> None:
-    with running_server(of_wheel()) as server:
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_the_server_of_the_wheel_will_do(tmp_path: Path, hidden: bool) -> None:
+    """Also where a checkout lies below a folder that only its owner may enter."""
+    programs = of_wheel()
+    if hidden:
+        package = programs.parents[1]
+        for name in (package.name, f"{package.name}.libs"):
+            shutil.copytree(package.parent / name, tmp_path / "closed" / name, symlinks=True)
+        (tmp_path / "closed").chmod(0o700)
+        programs = tmp_path / "closed" / package.name / "pginstall/bin"
+    with running_server(programs) as server:
         engine = PostgresEngine(tmp_path, server)
         async with engine.open() as stores:
             task_id = await enqueue(stores, engine)
