@@ -52,14 +52,16 @@ _GONE: Final = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TooManyConnectionsError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.LockNotAvailableError,
     OSError,
     TimeoutError,
     EOFError,
     asyncpg.InternalClientError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
 )
 """After these nobody knows what was committed, or nothing was: worth another try."""
+_TAKEN_BACK: Final = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
+"""Of these, the server has taken the call back and the connection is as good as before."""
 
 log = get_logger(__name__)
 
@@ -107,8 +109,7 @@ class Link:
             try:
                 async with pool.acquire(timeout=CONNECT_S) as db:
                     tried, again = again, True
-                    async with asyncio.timeout(command_s):
-                        return await work(db, tried)
+                    return await _within(command_s, db, work(db, tried))
             except ComfydError:
                 raise
             except _GONE as error:
@@ -139,16 +140,17 @@ class Link:
 
     # in the background
     async def _run(self) -> None:
-        failures = 0
+        failures, said = 0, ""
         while True:
             db: Any = None
             try:
                 db = await self._connect()
-                failures = 0
+                failures, said = 0, ""
                 await self._listen(db)
             except Exception as error:
-                if failures == 0 or db is not None:
-                    log.warning("task database out of reach", reason=_text(error))
+                if _text(error) != said:
+                    said = _text(error)
+                    log.warning("task database out of reach", reason=said)
                 failures += 1
                 if self._pool is None or failures > 1:  # a first failure may be a cut: calls find out by themselves
                     self._set_trouble(error if isinstance(error, StoreError) else _unreachable(error))
@@ -202,6 +204,25 @@ class Link:
         self._trouble = trouble
         self._tried.set()
         self._tell(None if trouble is None else trouble.message)
+
+
+async def _within(seconds: float, db: Connection, work: Awaitable[T]) -> T:
+    """A connection that failed in the middle of something is not to be used again. One that is slow is cut: to cancel
+    would be to wait for its answer to that."""
+    late = asyncio.get_running_loop().call_later(seconds, _cut, db)
+    try:
+        return await work
+    except _GONE as error:
+        if not isinstance(error, _TAKEN_BACK):
+            _cut(db)
+        raise
+    finally:
+        late.cancel()
+
+
+def _cut(db: Connection) -> None:
+    with suppress(asyncpg.InterfaceError):  # the pool knows already
+        db.terminate()
 
 
 def _writable(url: str) -> dict[str, str]:

@@ -92,6 +92,14 @@ class Draft:
         self._rows.clear()
 
 
+def created(task_id: str, workflow: str, wall: float) -> Draft:
+    """A new task has only to be told."""
+    draft = Draft()
+    data = {"from": None, "to": "PENDING", "workflow": workflow, "instance": None, "message": None}
+    draft.note("task", task_id, data, wall)
+    return draft
+
+
 @cache
 def _update(names: tuple[str, ...]) -> str:
     return f"UPDATE comfyd_task SET {', '.join(f'{name} = ${n}' for n, name in enumerate(names, 2))} WHERE seq = $1"

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from comfyd.errors import StoreError
+from comfyd.errors import ComfydError, StoreError
 from comfyd.failpoint import failpoint
 from comfyd.model.base import Now
 from comfyd.model.task import (
@@ -30,7 +30,7 @@ from comfyd.store import postgres_queue, postgres_read
 from comfyd.store.postgres_enqueue import Answer, Entry, Gathering, insert
 from comfyd.store.postgres_link import Link
 from comfyd.store.postgres_queue import Wish, wishes_for
-from comfyd.store.postgres_rows import Draft, Notes, claim_of, lock_row, write_notes
+from comfyd.store.postgres_rows import Draft, claim_of, created, lock_row, write_notes
 from comfyd.store.postgres_schema import Connection
 from comfyd.store.task_external import update_row
 from comfyd.store.task_finish import Late, cancel_row, finish_row, retry_row
@@ -62,8 +62,7 @@ class PostgresTasks:
         made = await self._gathering.add(entry)
         if not made.fresh:
             return await self.get(made.task_id), False
-        data = {"from": None, "to": "PENDING", "workflow": new.workflow_name, "instance": None, "message": None}
-        self._tell([("task", entry.task_id, data, now.wall)])
+        self._tell([created(entry.task_id, new.workflow_name, now.wall)])
         failpoint("enqueue_after_commit")
         return task_of_new(new, entry.task_id, made.rank, made.created_at), True
 
@@ -280,15 +279,22 @@ class PostgresTasks:
         """`work` adds what it has written to `tries`; the last that had anything to tell is told once it is over.
 
         A try whose answer was lost may have been the one that was committed: then the next finds nothing to do.
+        Nothing is told where the outcome stays unknown: whoever asks again may then do it, and tell.
         """
         tries: list[Draft] = []
         try:
-            return await self._link.call(lambda db, again: work(db, again, tries))
-        finally:
-            self._tell(next((draft.notes for draft in reversed(tries) if draft.notes), ()))
+            result = await self._link.call(lambda db, again: work(db, again, tries))
+        except StoreError:
+            raise
+        except ComfydError:
+            self._tell(tries)
+            raise
+        self._tell(tries)
+        return result
 
-    def _tell(self, notes: Notes) -> None:
+    def _tell(self, tries: Tries) -> None:
         """Into this node's event log, not awaited: the queue does not depend on it."""
+        notes = next((draft.notes for draft in reversed(tries) if draft.notes), ())
         if notes:
             with suppress(StoreError):  # closed: the daemon is shutting down
                 written = self._writer.write(lambda tx: write_notes(tx, notes))
