@@ -1,5 +1,4 @@
-"""TaskStore on a PostgreSQL that many nodes share. `now` is only used for this node's event log: leases, ranks and all
-instants of a task are on the server's clock.
+"""TaskStore on a PostgreSQL that many nodes share, on the server's clock. `now` is only for this node's event log.
 
 Every call may be sent again after a lost connection. What makes that safe: ids, tokens and prompt ids are chosen before
 the first try, a finish reported twice is answered twice, and the rest gives the same when done again.
