@@ -106,8 +106,7 @@ async def claim(
         [wish.prompt_id for wish in wishes],
         [wish.token for wish in wishes],
     )
-    order = {wish.token: n for n, wish in enumerate(wishes)}
-    rows = sorted(map(row_of, records), key=lambda row: order[row["token"]])
+    rows = _in_order(records, [wish.token for wish in wishes])
     for row in rows:
         _tell(draft, row, TaskState.PROCESSING, wall)
     return rows
@@ -141,7 +140,13 @@ async def fetch(
 
 async def granted(db: Connection, tokens: Sequence[str], node_id: str) -> list[TaskRow]:
     """What an earlier try whose answer was lost has leased with these tokens."""
-    return [row_of(record) for record in await db.fetch(_GRANTED, list(tokens), node_id)]
+    return _in_order(await db.fetch(_GRANTED, list(tokens), node_id), tokens)
+
+
+def _in_order(records: Sequence[Mapping[str, Any]], tokens: Sequence[str]) -> list[TaskRow]:
+    """As the tokens stand: the best task belongs to the first."""
+    order = {token: n for n, token in enumerate(tokens)}
+    return sorted(map(row_of, records), key=lambda row: order[row["token"]])
 
 
 async def recover(db: Connection, draft: Draft, node_id: str, lease_s: float, wall: float) -> list[TaskRow]:
