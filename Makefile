@@ -14,7 +14,7 @@ SHELL_SCRIPTS := git ls-files -z -- '*.sh' .ci/run
 export PYTHON TIER SEED KILLS SECONDS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test check lint test-unit test-slow reliability test-real test-image clean
+.PHONY: help demo demo-real test check lint test-unit test-slow test-postgres reliability test-real test-image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ demo-real: $(RUN_READY) ## install and run a real ComfyUI on the CPU in .demo-re
 	@exec scripts/dev/demo_real.sh .demo-real
 
 test: $(TEST_READY) ## run the tests (a few minutes)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not real and not slow and not image and not reliability" $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not real and not slow and not image and not reliability and not postgres" $(ARGS)
 
 check: lint test-unit ## format, lint, types, walls, scripts, image files and unit tests (under a minute)
 
@@ -43,7 +43,7 @@ test-unit: $(TEST_READY)
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
 test-slow: $(TEST_READY) ## the slower tests
-	$(BIN)/python -m pytest -m "slow and not real and not reliability" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not real and not reliability and not postgres" $(ARGS)
 
 reliability: $(TEST_READY) ## kill the daemon at every durable step and at random; TIER=heavy: 200 kills under load
 ifeq ($(TIER),heavy)
@@ -51,6 +51,9 @@ ifeq ($(TIER),heavy)
 else
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m reliability $(ARGS)
 endif
+
+test-postgres: $(TEST_READY) ## the tests with a queue in PostgreSQL (which they start)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "postgres and not real" $(ARGS)
 
 test-real: $(TEST_READY) ## the tests against a real ComfyUI on the CPU (minutes, 1.8 GB)
 	$(BIN)/python -m pytest -m real $(ARGS)

@@ -42,7 +42,7 @@ from comfyd.model.sources import MachineFacts
 from comfyd.settings import Settings
 from comfyd.signals import HANDLED, hold_signals, let_signals_through
 from comfyd.stacks import task_stacks
-from comfyd.store.open import open_stores
+from comfyd.store.open import Shared, open_stores
 from comfyd.store.protocol import NodeStore
 from comfyd.wiring import paths_from, variables_from
 
@@ -181,7 +181,8 @@ async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals)
     leave: Callable[[], bool] = lambda: settings.keep_instances or signals.upgrade  # noqa: E731
     variables = variables_from(settings)
     facts = MachineFacts(paths, _tcmalloc(), clock.container_id())
-    async with open_stores(paths.database, clock.boot_id(), settings.event_log_rows) as stores:
+    shared = _shared_queue(settings, live)
+    async with open_stores(paths.database, clock.boot_id(), settings.event_log_rows, shared=shared) as stores:
         if stores.recovered_from is not None:
             await _tell_damage(stores.node, stores.recovered_from)
         context = ApiContext(live, stores.node, stores.tasks, settings, paths, now, Metrics(), facts)
@@ -197,6 +198,13 @@ async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals)
                 await signals.ended.wait()
                 dispatcher.keep_leases = leave()
                 live.draining.set(True)
+
+
+def _shared_queue(settings: Settings, live: Live) -> Shared | None:
+    if settings.database_url is None:
+        return None
+    url = settings.database_url.get_secret_value()
+    return Shared(url, live.task_wake.set, lambda trouble: live.queue_trouble.set(trouble or ""))
 
 
 async def _tell_damage(node: NodeStore, moved_to: Path) -> None:

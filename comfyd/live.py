@@ -88,7 +88,8 @@ class Live:
     control, once per reconcile pass: config, overrides, resolved, observed, plan, passes (count of finished passes),
     polling (edits are found by comparing only).
     environments: installs. dispatch: evidence, progress (task id -> frame, never stored). daemon: draining,
-    longest_stall_s (how long the event loop was blocked at worst, 0 while that never was noteworthy).
+    longest_stall_s (how long the event loop was blocked at worst, 0 while that never was noteworthy),
+    queue_trouble (why the task store cannot be used now, "" while it can).
     """
 
     wake: Wake = field(default_factory=Wake)
@@ -105,3 +106,4 @@ class Live:
     progress: Cell[dict[str, dict[str, object]]] = field(default_factory=lambda: Cell({}))
     draining: Cell[bool] = field(default_factory=lambda: Cell(False))
     longest_stall_s: Cell[float] = field(default_factory=lambda: Cell(0.0))
+    queue_trouble: Cell[str] = field(default_factory=lambda: Cell(""))

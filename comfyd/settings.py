@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from comfyd.errors import SettingsError
@@ -35,6 +36,17 @@ def parse_bool(value: Any) -> Any:
 Switch = Annotated[bool, BeforeValidator(parse_bool)]
 
 
+def _postgres_url(value: SecretStr) -> SecretStr:
+    """The errors never show it: it may have a password."""
+    try:
+        scheme = urlsplit(value.get_secret_value()).scheme
+    except ValueError:
+        scheme = ""
+    if scheme not in ("postgresql", "postgres"):
+        raise ValueError("must be an address as postgresql://user:password@host:5432/database")
+    return value
+
+
 def _plain(name: str) -> Any:
     return AliasChoices(name)
 
@@ -49,7 +61,7 @@ class Settings(BaseSettings):
     root: Path = Path("/")
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=1, le=65535)
-    database_url: str | None = None
+    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
     dispatch: Switch = True
@@ -162,4 +174,5 @@ def _unknown(name: str, known: Mapping[str, str]) -> str:
 def _bad(error: Any, known: Mapping[str, str]) -> str:
     field = str(error["loc"][0]) if error["loc"] else "?"
     name = next((n for n, f in known.items() if f == field), field)
-    return f"{name}={error.get('input')!r}: {error['msg'].removeprefix('Value error, ')}"
+    shown = "..." if field == "database_url" else repr(error.get("input"))
+    return f"{name}={shown}: {error['msg'].removeprefix('Value error, ')}"

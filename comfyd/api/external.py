@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import ConfigDict, Field
 
+from comfyd.api.context import ApiContext
 from comfyd.api.operation import Call, op, reply, under_api
 from comfyd.api.tasks import AnyCase
 from comfyd.api.taskview import targets
@@ -100,10 +101,17 @@ async def _fetch(call: Call[None, FetchQuery]) -> Claim | None:
     names = [name.strip() for name in (call.query.workflow_names or "").split(",") if name.strip()]
     lease_s = context.settings.fetch_lease_s
     ports = await targets(context)
-    claim = await context.tasks.fetch(call.caller, names or None, None, ports, lease_s, context.clock())
+    claim = await context.tasks.fetch(call.caller, names or None, _own(context), ports, lease_s, context.clock())
     if claim is not None:
         context.live.task_wake.set()  # there is a lease that may run out: dispatch keeps the timer
     return claim
+
+
+def _own(context: ApiContext) -> list[str] | None:
+    """Of a queue that nodes share, the tasks that this node's environments can run; of its own queue, all."""
+    if context.settings.database_url is None:
+        return None
+    return [environment.name for environment in context.live.config.get().desired.environments]
 
 
 def _fetched(claim: Claim, status: str) -> FetchedTask:

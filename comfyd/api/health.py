@@ -52,6 +52,8 @@ async def ready(call: Call[None, None]) -> ReadyAnswer:
         reasons.append("starting: the first pass over the configuration is not finished")
     if live.draining.get():
         reasons.append("draining: the daemon is shutting down")
+    if trouble := live.queue_trouble.get():
+        reasons.append(f"task store: {trouble}")
     if reasons:
         raise ComfydError("; ".join(reasons), code="not_ready", details={"reasons": reasons}, retryable=True)
     return ReadyAnswer(timestamp=_timestamp(call.context))

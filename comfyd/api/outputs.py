@@ -31,6 +31,12 @@ async def task_output(call: Call[None, None]) -> web.StreamResponse:
     task = await call.context.tasks.get(call.path("task_id"))
     relative = _listed(task.output_data, call.path("n"))
     opened = await asyncio.to_thread(_open_below, os.fspath(call.context.paths.outputs), (task.task_id, *relative))
+    if opened is None and task.node_id not in (None, call.context.node.node_id):
+        raise ComfydError(
+            f"this output file is on the node that ran the task: {task.node_id}; ask that node",
+            code="unknown_output",
+            details={"node_id": task.node_id},
+        )
     if opened is None:
         raise ComfydError("this output file is not there any more", code="unknown_output")
     return await _send(call.request, opened, relative[-1])

@@ -6,7 +6,7 @@ from typing import Any
 from comfyd.api.context import ApiContext
 from comfyd.api.wire import Answer, rfc3339_ms
 from comfyd.core.route import pick_target
-from comfyd.errors import ComfydError
+from comfyd.errors import ComfydError, StoreError
 from comfyd.model.task import TERMINAL, Task
 
 
@@ -52,10 +52,18 @@ async def targets(context: ApiContext) -> dict[str, int]:
     return found
 
 
+async def _known_targets(context: ApiContext) -> dict[str, int]:
+    """Only shown: a store that was lost since must not turn what is done into an error."""
+    try:
+        return await targets(context)
+    except StoreError:
+        return {}
+
+
 async def task_views(context: ApiContext, tasks: Iterable[Task]) -> tuple[TaskView, ...]:
     given = tuple(tasks)
     waiting = any(task.target_port is None and task.status not in TERMINAL for task in given)
-    ports = await targets(context) if waiting else {}
+    ports = await _known_targets(context) if waiting else {}
     frames = context.live.progress.get()
     return tuple(_view(task, ports, frames.get(task.task_id)) for task in given)
 

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from comfyd.errors import ComfydError
 from comfyd.logs import get_logger
 from comfyd.model.base import Now
 from comfyd.model.task import Claim
 from comfyd.store.protocol import TaskStore
+
+LAST_DELAY_S: Final = 5.0
 
 log = get_logger(__name__)
 
@@ -21,4 +24,4 @@ async def recovered(tasks: TaskStore, node_id: str, lease_s: float, clock: Calla
         except ComfydError as error:
             log.warning("tasks not recovered yet", reason=error.message)
         await asyncio.sleep(delay)
-        delay = min(delay * 2, 30.0)
+        delay = min(delay * 2, LAST_DELAY_S)

@@ -6,7 +6,8 @@ Both are gathered in memory while operations run and written once, just before C
 import json
 import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
@@ -14,7 +15,7 @@ from comfyd.model.task import Event
 from comfyd.store.insert import Insert
 from comfyd.store.known import Known
 
-__all__ = ["Ledger", "Transaction", "dump", "from_json", "storable"]
+__all__ = ["Changes", "Ledger", "Transaction", "dump", "from_json", "storable"]
 
 _INSERT_EVENTS = Insert("event (seq, at, type, subject, data)", "(?, ?, ?, ?, ?)")
 _ADD_TALLY = Insert(
@@ -67,6 +68,27 @@ class Ledger:
         return keep_from
 
 
+class Changes(Protocol):
+    """What a decision about a task works on, whichever database holds the row."""
+
+    def change(self, row: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        """Write these columns of the task whose row this is."""
+        ...
+
+    def note(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> None:
+        """Add an event to this node's log."""
+        ...
+
+    def count(self, environment: str, workflow: str, state: str, n: int) -> None:
+        """Change the number of tasks in `state` by n."""
+        ...
+
+
+@cache
+def _update(names: tuple[str, ...]) -> str:
+    return f"UPDATE task SET {', '.join(f'{name} = ?' for name in names)} WHERE seq = ?"
+
+
 class Transaction:
     """What one operation works on: the connection, and what it wants written along with its rows."""
 
@@ -77,6 +99,13 @@ class Transaction:
         self._base = ledger.last
         self._events: list[tuple[int, float, str, str, str]] = []
         self._moves: list[tuple[str, str, str, int]] = []
+
+    def change(self, row: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        self.db.execute(_update(tuple(columns)), (*columns.values(), row["seq"]))
+        if "finished_at" in columns:
+            self.known.moved((row["user_id"], row["priority"]), row["rank"])
+        if columns.get("lease_mono") is not None:
+            self.known.leased(columns["lease_mono"])
 
     def event(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> Event:
         seq = self._base + len(self._events) + 1

@@ -1,12 +1,13 @@
 """Opening and closing the stores of a node."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 
+from comfyd.errors import SettingsError
 from comfyd.store.ledger import Transaction
 from comfyd.store.protocol import NodeStore, TaskStore
 from comfyd.store.sqlite_node import SqliteNode, own_node_id
@@ -25,23 +26,56 @@ class Stores:
     recovered_from: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A PostgreSQL whose queue many nodes share. wake: the queue may have changed. tell: why no call can succeed now,
+    None once they can."""
+
+    url: str
+    wake: Callable[[], None]
+    tell: Callable[[str | None], None]
+
+
 @asynccontextmanager
 async def open_stores(
-    database: Path, boot_id: str, event_rows: int, *, busy_timeout_s: float = 5.0
+    database: Path, boot_id: str, event_rows: int, *, busy_timeout_s: float = 5.0, shared: Shared | None = None
 ) -> AsyncIterator[Stores]:
-    """Both stores on one database file, whose folder must be this daemon's own (it becomes 0700).
+    """Both stores on one database file, whose folder must be this daemon's own (it becomes 0700); with `shared` the
+    tasks are in that database instead, which need not be in reach.
 
     boot_id: the boot that every `now.mono` handed in belongs to. event_rows: length of the event log.
-    On leaving, queued operations are executed first. Raises StoreError.
+    On leaving, queued operations are executed first. Raises StoreError, SettingsError if asyncpg is missing.
     """
     writer = Writer(database, event_rows, busy_timeout_s)
     try:
         await writer.start()
         node_id = await writer.write(lambda tx: _first_steps(tx, boot_id))
-        yield Stores(SqliteNode(writer, node_id), SqliteTasks(writer, boot_id, node_id), writer, writer.recovered_from)
+        async with AsyncExitStack() as stack:
+            tasks: TaskStore = SqliteTasks(writer, boot_id, node_id)
+            if shared is not None:
+                tasks = await stack.enter_async_context(_shared_tasks(shared, writer, node_id))
+            yield Stores(SqliteNode(writer, node_id), tasks, writer, writer.recovered_from)
     finally:
         with anyio.CancelScope(shield=True):
             await writer.close()
+
+
+@asynccontextmanager
+async def _shared_tasks(shared: Shared, writer: Writer, node_id: str) -> AsyncIterator[TaskStore]:
+    try:
+        from comfyd.store.postgres_link import Link
+        from comfyd.store.postgres_tasks import PostgresTasks
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"COMFYD_DATABASE_URL needs the package {error.name}: pip install 'comfyd[postgres]'"
+        ) from error
+    link = Link(shared.url, shared.wake, shared.tell)
+    link.start()
+    try:
+        yield PostgresTasks(link, writer, node_id)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await link.close()
 
 
 def _first_steps(tx: Transaction, boot_id: str) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from comfyd.model.task import TERMINAL, TRANSITIONS, ExternalUpdate, Outcome, TaskState
-from comfyd.store.ledger import Transaction, storable
+from comfyd.store.ledger import Changes, Transaction, storable
 from comfyd.store.task_finish import Late, refuse, settle
 from comfyd.store.task_queue import extend
 from comfyd.store.task_rows import Clock, TaskRow, Term, change, digest, find, illegal, stale
@@ -15,7 +15,11 @@ def update(tx: Transaction, report: ExternalUpdate, term: Term, clock: Clock) ->
     Handing back is charged only if the work had begun. Returns the row as it is now.
     Raises task_not_found, stale_lease, illegal_transition.
     """
-    row = find(tx.db, report.task_id)
+    return update_row(tx, find(tx.db, report.task_id), report, term, clock)
+
+
+def update_row(tx: Changes, row: TaskRow, report: ExternalUpdate, term: Term, clock: Clock) -> TaskRow | Late:
+    """`update` for a row that is at hand and that nobody else can change now."""
     if report.task_message is not None and not report.task_message.isascii():
         report = report.model_copy(update={"task_message": storable(report.task_message)})
     outcome = _outcome(row, report)
@@ -42,7 +46,7 @@ def _holds(row: TaskRow, report: ExternalUpdate) -> bool:
     return bool(row["holder"] == report.caller)
 
 
-def _not_held(tx: Transaction, row: TaskRow, report: ExternalUpdate, outcome: Outcome, clock: Clock) -> TaskRow | Late:
+def _not_held(tx: Changes, row: TaskRow, report: ExternalUpdate, outcome: Outcome, clock: Clock) -> TaskRow | Late:
     """A report told twice is answered twice; one by a displaced holder is kept as evidence."""
     token = report.lease_token
     same = row["done_digest"] == digest(outcome) and row["done_token"] is not None

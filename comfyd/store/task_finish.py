@@ -3,7 +3,7 @@
 from typing import Final
 
 from comfyd.model.task import TERMINAL, Outcome, TaskState
-from comfyd.store.ledger import Transaction, dump, storable
+from comfyd.store.ledger import Changes, Transaction, dump, storable
 from comfyd.store.task_rows import Clock, TaskRow, change, digest, find, illegal, moved, stale
 
 MAX_INFRA_LOSSES: Final = 10
@@ -21,10 +21,14 @@ def finish(tx: Transaction, task_id: str, token: str, outcome: Outcome, clock: C
 
     Returns the row as it is now.
     """
+    return finish_row(tx, find(tx.db, task_id), token, outcome, clock)
+
+
+def finish_row(tx: Changes, row: TaskRow, token: str, outcome: Outcome, clock: Clock) -> TaskRow | Late:
+    """`finish` for a row that is at hand and that nobody else can change now."""
     outcome = storable_outcome(outcome)
-    row = find(tx.db, task_id)
     if outcome.state not in TERMINAL and outcome.state is not TaskState.PENDING:
-        raise illegal(task_id, row["state"], outcome.state)
+        raise illegal(row["task_id"], row["state"], outcome.state)
     if row["token"] == token:
         return settle(tx, row, outcome, clock)
     if row["done_token"] == token and row["done_digest"] == digest(outcome):
@@ -38,7 +42,7 @@ def storable_outcome(outcome: Outcome) -> Outcome:
     return outcome.model_copy(update={"message": storable(outcome.message)})
 
 
-def refuse(tx: Transaction, row: TaskRow, token: str | None, outcome: Outcome, clock: Clock) -> Late:
+def refuse(tx: Changes, row: TaskRow, token: str | None, outcome: Outcome, clock: Clock) -> Late:
     """Keep the result of the lease that was displaced last, once; raise stale_lease for any other."""
     if token is None or row["lost_token"] != token:
         raise stale(row["task_id"])
@@ -48,14 +52,14 @@ def refuse(tx: Transaction, row: TaskRow, token: str | None, outcome: Outcome, c
     return Late()
 
 
-def settle(tx: Transaction, row: TaskRow, outcome: Outcome, clock: Clock, finished_at: int | None = None) -> TaskRow:
+def settle(tx: Changes, row: TaskRow, outcome: Outcome, clock: Clock, finished_at: int | None = None) -> TaskRow:
     """The holder of the current lease ends its attempt."""
     if outcome.state is TaskState.PENDING:
         return put_back(tx, row, outcome, clock)
     return _end(tx, row, outcome, clock, finished_at=finished_at)
 
 
-def put_back(tx: Transaction, row: TaskRow, outcome: Outcome, clock: Clock, keep_token: bool = False) -> TaskRow:
+def put_back(tx: Changes, row: TaskRow, outcome: Outcome, clock: Clock, keep_token: bool = False) -> TaskRow:
     """Back to the queue, or to the end that is due: cancelled if so asked, failed if a budget is used up.
 
     keep_token: the lease ran out; its holder may still come back.
@@ -91,7 +95,7 @@ def _done(row: TaskRow, outcome: Outcome) -> dict[str, str | None]:
 
 
 def _end(
-    tx: Transaction,
+    tx: Changes,
     row: TaskRow,
     outcome: Outcome,
     clock: Clock,
@@ -123,10 +127,13 @@ def _end(
 
 
 def cancel(tx: Transaction, task_id: str, clock: Clock) -> TaskRow:
-    row = find(tx.db, task_id)
+    return cancel_row(tx, find(tx.db, task_id), clock)
+
+
+def cancel_row(tx: Changes, row: TaskRow, clock: Clock) -> TaskRow:
     state = TaskState(row["state"])
     if state in TERMINAL:
-        raise illegal(task_id, state, TaskState.CANCELLED)
+        raise illegal(row["task_id"], state, TaskState.CANCELLED)
     if state is not TaskState.PROCESSING:
         return _end(tx, row, Outcome(state=TaskState.CANCELLED, message="Cancelled on request."), clock, lost=True)
     if row["cancel_requested"]:
@@ -136,9 +143,12 @@ def cancel(tx: Transaction, task_id: str, clock: Clock) -> TaskRow:
 
 
 def retry(tx: Transaction, task_id: str, clock: Clock) -> TaskRow:
-    row = find(tx.db, task_id)
+    return retry_row(tx, find(tx.db, task_id), clock)
+
+
+def retry_row(tx: Changes, row: TaskRow, clock: Clock) -> TaskRow:
     if row["state"] not in {TaskState.FAILED, TaskState.CANCELLED}:
-        raise illegal(task_id, row["state"], TaskState.PENDING)
+        raise illegal(row["task_id"], row["state"], TaskState.PENDING)
     moved(tx, row, TaskState.PENDING, "retried by hand", clock.wall)
     return change(
         tx,

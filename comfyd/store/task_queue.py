@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from comfyd.model.task import Outcome, Slot, TaskState
-from comfyd.store.ledger import Transaction
+from comfyd.store.ledger import Changes, Transaction
 from comfyd.store.task_finish import put_back
 from comfyd.store.task_read import next_expiry
 from comfyd.store.task_rows import ALL, Clock, TaskRow, Term, change, find, moved, named, stale
@@ -41,10 +41,15 @@ def take_back(tx: Transaction, clock: Clock) -> None:
         return
     expired = tx.db.execute(_EXPIRED, (clock.mono,)).fetchall()
     for row in map(named, expired):
-        outcome = Outcome(state=TaskState.PENDING, message=f"The lease ran out in attempt {row['attempts']}.")
-        put_back(tx, row, outcome, clock, keep_token=True)
+        lapse(tx, row, clock)
     left = next_expiry(tx.db)
     tx.known.expiry_mono = math.inf if left is None else left
+
+
+def lapse(tx: Changes, row: TaskRow, clock: Clock) -> None:
+    """The lease of `row` ran out."""
+    outcome = Outcome(state=TaskState.PENDING, message=f"The lease ran out in attempt {row['attempts']}.")
+    put_back(tx, row, outcome, clock, keep_token=True)
 
 
 def claim(
@@ -141,9 +146,12 @@ def _best_of_workflows(
 
 def renew(tx: Transaction, task_id: str, token: str, term: Term, clock: Clock) -> None:
     """Extend the lease, also one that ran out as long as no one else got the task."""
-    row = find(tx.db, task_id)
+    renew_row(tx, find(tx.db, task_id), token, term, clock)
+
+
+def renew_row(tx: Changes, row: TaskRow, token: str, term: Term, clock: Clock) -> None:
     if row["token"] != token:
-        raise stale(task_id)
+        raise stale(row["task_id"])
     extend(tx, row, _state_of_holder(row), term, clock)
 
 
@@ -153,7 +161,7 @@ def _state_of_holder(row: TaskRow) -> TaskState:
     return TaskState.PROCESSING if row["started_at"] is not None else TaskState.FETCHED
 
 
-def extend(tx: Transaction, row: TaskRow, to: TaskState, term: Term, clock: Clock, **columns: Any) -> TaskRow:
+def extend(tx: Changes, row: TaskRow, to: TaskState, term: Term, clock: Clock, **columns: Any) -> TaskRow:
     """Move the expiry of a lease that is still the current one; its token stays, unless `columns` says so."""
     if row["state"] != to:
         moved(tx, row, to, None, clock.wall)
@@ -173,6 +181,10 @@ def recover(tx: Transaction, node_id: str, terms: Callable[[], Term], clock: Clo
     found = []
     for row in map(named, tx.db.execute(_OF_NODE, (node_id,)).fetchall()):
         term = terms()
-        now = extend(tx, row, TaskState.PROCESSING, term, clock, token=term.token, lost_token=None)
-        found.append((now, term))
+        found.append((retake(tx, row, term, clock), term))
     return found
+
+
+def retake(tx: Changes, row: TaskRow, term: Term, clock: Clock) -> TaskRow:
+    """The node that held the task goes on with it under a new token."""
+    return extend(tx, row, TaskState.PROCESSING, term, clock, token=term.token, lost_token=None)

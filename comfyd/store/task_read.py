@@ -38,7 +38,7 @@ def page(db: sqlite3.Connection, wanted: TaskFilter) -> TaskPage:
         values.append(wanted.workflow_name)
     if wanted.cursor is not None:
         terms.append("seq < ?")
-        values.append(_seq(wanted.cursor))
+        values.append(seq_of(wanted.cursor))
     where = f"WHERE {' AND '.join(terms)}" if terms else ""
     text = (
         f"SELECT {SHOWN} FROM task WHERE seq IN (SELECT seq FROM task {source} {where} ORDER BY seq DESC LIMIT ?) "
@@ -83,7 +83,7 @@ def _source(wanted: TaskFilter, queued: int) -> tuple[str, list[str], list[str |
     return "INDEXED BY task_workflow" if by_workflow else "NOT INDEXED", ["state = 'PENDING'"], []
 
 
-def _seq(cursor: str) -> int:
+def seq_of(cursor: str) -> int:
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
         raise ComfydError("The cursor is not one that a list answer gave; start again without it.", code="bad_request")
     return int(cursor)

@@ -6,13 +6,12 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, Final, NamedTuple
 
 from comfyd.errors import ComfydError
 from comfyd.model.base import Now
 from comfyd.model.task import Claim, Lease, NewTask, Outcome, Slot, Task, TaskState
-from comfyd.store.ledger import Transaction, from_json
+from comfyd.store.ledger import Changes, from_json
 
 _SHOWN: Final = (
     "seq, task_id, workflow_name, environment, state, priority, user_id, rank, attempts, max_attempts, infra_losses, "
@@ -20,7 +19,7 @@ _SHOWN: Final = (
     "instance, target_port, prompt_id, lease_expires_at"
 )
 _HELD: Final = "holder, token, lost_token, done_token, done_digest"
-_NAMES: Final = f"{_SHOWN}, params, {_HELD}".split(", ")
+NAMES: Final = f"{_SHOWN}, params, {_HELD}".split(", ")
 SHOWN: Final = f"{_SHOWN}, (SELECT json FROM task_params WHERE task_params.seq = task.seq) AS params"
 ALL: Final = f"{SHOWN}, {_HELD}"
 TaskRow = dict[str, Any]
@@ -102,22 +101,13 @@ def find(db: sqlite3.Connection, task_id: str) -> TaskRow:
 
 def named(row: Iterable[Any]) -> TaskRow:
     """What `SHOWN` or `ALL` selected. sqlite3.Row looks a name up by walking through all of them."""
-    return dict(zip(_NAMES, row, strict=False))
+    return dict(zip(NAMES, row, strict=False))
 
 
-def change(tx: Transaction, row: TaskRow, **columns: Any) -> TaskRow:
+def change(tx: Changes, row: TaskRow, **columns: Any) -> TaskRow:
     """Write these columns. Returns the row as it is now."""
-    tx.db.execute(_update(tuple(columns)), (*columns.values(), row["seq"]))
-    if "finished_at" in columns:
-        tx.known.moved((row["user_id"], row["priority"]), row["rank"])
-    if columns.get("lease_mono") is not None:
-        tx.known.leased(columns["lease_mono"])
+    tx.change(row, columns)
     return {**row, **columns}
-
-
-@cache
-def _update(names: tuple[str, ...]) -> str:
-    return f"UPDATE task SET {', '.join(f'{name} = ?' for name in names)} WHERE seq = ?"
 
 
 def task_of(row: TaskRow, params: dict[str, Any] | None = None) -> Task:
@@ -184,7 +174,7 @@ def claim_of(row: TaskRow, term: Term, slot: Slot | None) -> Claim:
     return Claim(task=task_of(row), lease=lease, prompt_id=row["prompt_id"] or "", slot=slot)
 
 
-def moved(tx: Transaction, row: TaskRow, to: TaskState, message: str | None, wall: float) -> None:
+def moved(tx: Changes, row: TaskRow, to: TaskState, message: str | None, wall: float) -> None:
     """The trace of a transition: one event, and the counts by state."""
     before = row["state"]
     data = {

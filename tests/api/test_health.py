@@ -28,6 +28,11 @@ async def test_ready_after_the_first_pass_and_until_draining(tmp_path: Path) -> 
         assert "first pass" in early.json["error"]["details"]["reasons"][0]
         await w.reconcile_once()
         assert (await w.get("/readyz")).json["status"] == "ready"
+        w.live.queue_trouble.set("out of reach")
+        lost = await w.get("/ready")
+        assert (lost.status, lost.json["error"]["details"]["reasons"]) == (503, ["task store: out of reach"])
+        w.live.queue_trouble.set("")
+        assert (await w.get("/ready")).status == 200
         w.live.draining.set(True)
         late = await w.get("/ready")
         assert late.status == 503

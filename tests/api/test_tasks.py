@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from comfyd.model.observed import Phase
-from comfyd.model.task import Outcome, Slot, TaskState
+from comfyd.model.task import NewTask, Outcome, Slot, TaskState
 from tests.api.world import GRAPH, JSON, World, now, world
 
 TASK_KEYS = {
@@ -189,6 +190,18 @@ async def test_a_running_task_shows_progress_and_is_cancelled_later(tmp_path: Pa
         )
         answer = await w.post(f"/tasks/{task}/cancel")
         assert answer.json["message"] == "Task is being cancelled"
+
+
+@pytest.mark.asyncio
+async def test_of_a_shared_queue_an_outside_worker_gets_what_this_node_can_run(tmp_path: Path) -> None:
+    shared = SecretStr("postgresql:///x")
+    async with world(tmp_path, database_url=shared) as w:
+        for name in ("elsewhere", "comm"):
+            new = NewTask(workflow_name="paint", environment=name, params={"input_data": {"wf_json": GRAPH}})
+            await w.context.tasks.enqueue(new, w.context.clock())
+        assert (await w.get("/comfyui-fetch-task")).json["environment"] == "comm"
+        assert (await w.get("/comfyui-fetch-task")).json == {}
+        assert (await w.get("/comfyui-fetch-task?workflow_names=paint")).json == {}
 
 
 @pytest.mark.asyncio

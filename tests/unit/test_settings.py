@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from comfyd.errors import SettingsError
 from comfyd.settings import load_settings, parse_bool, setting_variables
@@ -22,7 +23,7 @@ CONTRACT = {
     "COMFYD_ROOT": ("root", "/data", Path("/data")),
     "COMFYD_HOST": ("host", "::1", "::1"),
     "COMFYD_PORT": ("port", "9001", 9001),
-    "COMFYD_DATABASE_URL": ("database_url", "postgresql://h/d", "postgresql://h/d"),
+    "COMFYD_DATABASE_URL": ("database_url", "postgresql://h/d", SecretStr("postgresql://h/d")),
     "COMFYD_LOG_LEVEL": ("log_level", "DEBUG", "DEBUG"),
     "COMFYD_LOG_FORMAT": ("log_format", "json", "json"),
     "COMFYD_DISPATCH": ("dispatch", "off", False),
@@ -50,6 +51,18 @@ def test_tokens_are_read_and_never_printed(variable: str) -> None:
     assert secret is not None
     assert secret.get_secret_value() == "s3cret"
     assert "s3cret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://u:s3cret@h/d", "u:s3cret@h/d", "postgresql+asyncpg://u:s3cret@h", "//[s3cret"]
+)
+def test_an_address_of_another_kind_is_refused_and_its_password_is_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"COMFYD_DATABASE_URL=.*postgresql://") as caught:
+        load_settings({"COMFYD_DATABASE_URL": url})
+    assert "s3cret" not in str(caught.value)
+    good = load_settings({"COMFYD_DATABASE_URL": "postgres://u:s3cret@h/d"})
+    assert "s3cret" not in repr(good)
+    assert load_settings({"COMFYD_DATABASE_URL": ""}).database_url is None
 
 
 def test_defaults_of_the_contract() -> None:

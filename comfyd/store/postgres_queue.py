@@ -1,0 +1,165 @@
+"""Statements on the shared queue that lease tasks out and take expired leases back. Each runs in the caller's
+transaction; rows that another node has locked are passed over (SKIP LOCKED), so that no node waits for another."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+from comfyd.model.task import Slot, TaskState
+from comfyd.store.postgres_rows import COLUMNS, HELD, SERVER_MS, Draft, clock_of, row_of, storable_name
+from comfyd.store.postgres_schema import Connection
+from comfyd.store.task_queue import lapse, retake
+from comfyd.store.task_rows import TaskRow, Term
+
+OVERDUE: Final = f"EXISTS (SELECT FROM comfyd_task WHERE lease_expires_at <= {SERVER_MS})"
+_EXPIRED: Final = (
+    f"SELECT {HELD}, {SERVER_MS} AS server_ms FROM comfyd_task WHERE lease_expires_at <= {SERVER_MS} "
+    "ORDER BY seq LIMIT 500 FOR UPDATE SKIP LOCKED"
+)
+_T_COLUMNS: Final = ", ".join(f"t.{name.strip()}" for name in COLUMNS.split(","))
+_GRANT: Final = (
+    "attempts = t.attempts + 1, message = NULL, lost_token = t.token, lease_expires_at = clock.ms + $1, node_id = $2"
+)
+_CLOCK: Final = f"clock AS MATERIALIZED (SELECT {SERVER_MS} AS ms)"
+_CLAIM: Final = f"""
+WITH wanted AS (
+    SELECT *, row_number() OVER (PARTITION BY environment ORDER BY n) AS turn
+    FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::int[], $8::text[], $9::text[])
+    WITH ORDINALITY AS w(environment, slot, generation, instance, port, prompt_id, token, n)
+), best AS MATERIALIZED (
+    SELECT c.seq, e.environment, row_number() OVER (PARTITION BY e.environment ORDER BY c.rank, c.seq) AS turn
+    FROM (SELECT environment, count(*) AS many FROM wanted GROUP BY environment) AS e
+    CROSS JOIN LATERAL (
+        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND environment = e.environment
+        ORDER BY rank, seq LIMIT e.many FOR UPDATE SKIP LOCKED
+    ) AS c
+), {_CLOCK}
+UPDATE comfyd_task AS t SET state = 'PROCESSING', {_GRANT}, token = w.token, started_at = clock.ms, slot = w.slot,
+    generation = w.generation, instance = w.instance, target_port = w.port, prompt_id = w.prompt_id, holder = NULL
+FROM best AS b JOIN wanted AS w USING (environment, turn) CROSS JOIN clock
+WHERE t.seq = b.seq RETURNING {_T_COLUMNS}"""
+_FETCH: Final = f"""
+WITH best AS MATERIALIZED (
+    SELECT c.seq FROM unnest($3::text[]) AS wanted(name) CROSS JOIN LATERAL (
+        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND {{which}} ORDER BY rank, seq LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ) AS c ORDER BY c.rank, c.seq LIMIT 1
+), {_CLOCK}
+UPDATE comfyd_task AS t SET state = 'FETCHED', {_GRANT}, token = $4, holder = $5, target_port =
+    (SELECT port FROM unnest($6::text[], $7::int[]) AS x(environment, port) WHERE x.environment = t.environment),
+    started_at = NULL, slot = NULL, generation = NULL, instance = NULL, prompt_id = NULL
+FROM best AS b CROSS JOIN clock WHERE t.seq = b.seq RETURNING {_T_COLUMNS}"""
+_OF_ENVIRONMENT: Final = _FETCH.format(which="environment = wanted.name")
+_OF_WORKFLOW: Final = _FETCH.format(which="workflow_name = wanted.name")
+_OF_BOTH: Final = _FETCH.format(which="workflow_name = wanted.name AND environment = ANY ($8::text[])")
+_QUEUED: Final = """
+WITH RECURSIVE hop AS (
+    (SELECT environment FROM comfyd_task WHERE state = 'PENDING' ORDER BY environment LIMIT 1)
+    UNION ALL
+    SELECT (SELECT environment FROM comfyd_task WHERE state = 'PENDING' AND environment > hop.environment
+            ORDER BY environment LIMIT 1) FROM hop WHERE hop.environment IS NOT NULL
+) SELECT environment FROM hop WHERE environment IS NOT NULL"""
+_GRANTED: Final = f"SELECT {COLUMNS} FROM comfyd_task WHERE token = ANY ($1::text[]) AND node_id = $2"
+_OF_NODE: Final = (
+    f"SELECT {COLUMNS}, {SERVER_MS} AS server_ms FROM comfyd_task WHERE token IS NOT NULL AND node_id = $1 "
+    "AND prompt_id IS NOT NULL AND state IN ('PROCESSING', 'PENDING') ORDER BY rank, seq FOR UPDATE"
+)
+
+
+class Wish(NamedTuple):
+    """Room for one task. Token and prompt id are chosen before anything is sent, so that it can be asked later whether
+    a claim whose answer was lost was stored."""
+
+    slot: Slot
+    token: str
+    prompt_id: str
+
+
+def wishes_for(slots: Sequence[Slot]) -> list[Wish]:
+    return [Wish(slot, secrets.token_hex(16), str(uuid4())) for slot in slots]
+
+
+async def take_back(db: Connection, draft: Draft, wall: float) -> None:
+    """Return tasks whose lease ran out by the server's clock to the queue, and write it."""
+    for record in await db.fetch(_EXPIRED):
+        row = row_of(record)
+        lapse(draft, row, clock_of(row.pop("server_ms"), wall))
+    await draft.write(db)
+
+
+async def claim(
+    db: Connection, draft: Draft, wishes: Sequence[Wish], term: tuple[int, str], wall: float
+) -> list[TaskRow]:
+    """Fill each wish with the best queued task of its environment. term: (lease in ms, node id)."""
+    if not wishes:
+        return []
+    slots = [wish.slot for wish in wishes]
+    records = await db.fetch(
+        _CLAIM,
+        *term,
+        [slot.environment for slot in slots],
+        [slot.key for slot in slots],
+        [slot.generation for slot in slots],
+        [slot.instance for slot in slots],
+        [slot.port for slot in slots],
+        [wish.prompt_id for wish in wishes],
+        [wish.token for wish in wishes],
+    )
+    rows = _in_order(records, [wish.token for wish in wishes])
+    for row in rows:
+        _tell(draft, row, TaskState.PROCESSING, wall)
+    return rows
+
+
+async def fetch(
+    db: Connection,
+    draft: Draft,
+    names: tuple[Sequence[str] | None, Sequence[str] | None],
+    targets: Mapping[str, int],
+    grant: tuple[int, str, str, str],
+    wall: float,
+) -> TaskRow | None:
+    """names: (workflows, environments). grant: (lease in ms, node id, token, caller)."""
+    lease_ms, node_id, token, caller = grant
+    workflows, environments = (None if n is None else sorted({x for x in n if storable_name(x)}) for n in names)
+    text, more = _OF_ENVIRONMENT, tuple[list[str], ...]()
+    if workflows is None:
+        wanted = [r["environment"] for r in await db.fetch(_QUEUED)] if environments is None else environments
+    else:
+        wanted = workflows
+        text, more = (_OF_WORKFLOW, ()) if environments is None else (_OF_BOTH, (environments,))
+    ports = list(targets), list(targets.values())
+    record = await db.fetchrow(text, lease_ms, node_id, wanted, token, caller, *ports, *more)
+    if record is None:
+        return None
+    row = row_of(record)
+    _tell(draft, row, TaskState.FETCHED, wall)
+    return row
+
+
+async def granted(db: Connection, tokens: Sequence[str], node_id: str) -> list[TaskRow]:
+    """What an earlier try whose answer was lost has leased with these tokens."""
+    return _in_order(await db.fetch(_GRANTED, list(tokens), node_id), tokens)
+
+
+def _in_order(records: Sequence[Mapping[str, Any]], tokens: Sequence[str]) -> list[TaskRow]:
+    """As the tokens stand: the best task belongs to the first."""
+    order = {token: n for n, token in enumerate(tokens)}
+    return sorted(map(row_of, records), key=lambda row: order[row["token"]])
+
+
+async def recover(db: Connection, draft: Draft, node_id: str, lease_s: float, wall: float) -> list[TaskRow]:
+    """Re-token this node's prompts, also those whose lease ran out while the daemon was away."""
+    found = []
+    for record in await db.fetch(_OF_NODE, node_id):
+        row = row_of(record)
+        clock = clock_of(row.pop("server_ms"), wall)
+        found.append(retake(draft, row, Term.after(clock, lease_s), clock))
+    await draft.write(db)
+    return found
+
+
+def _tell(draft: Draft, row: TaskRow, to: TaskState, wall: float) -> None:
+    data: dict[str, Any] = {"from": "PENDING", "to": to.value, "workflow": row["workflow_name"]}
+    draft.note("task", row["task_id"], {**data, "instance": row["instance"], "message": None}, wall)
