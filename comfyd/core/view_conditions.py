@@ -41,7 +41,7 @@ def instance_conditions(
     if hold is not None:
         yield hold
     unhealthy = _unhealthy(seen) if seen is not None else None
-    if unhealthy is not None and (hold is None or hold.reason != unhealthy.reason):
+    if unhealthy is not None:
         yield unhealthy
     if seen is not None and alive:
         yield from phase_conditions(seen, in_flight, _why_ending(wish, seen))

@@ -400,6 +400,8 @@ async def test_a_process_with_our_tag_but_no_record_is_shown_and_left_alone(root
     tags = {procfs.OWNER_VARIABLE: owner, procfs.UUID_VARIABLE: "f" * 32}
     stranger = os.spawnve(os.P_NOWAIT, "/bin/sleep", ["sleep", "600"], tags)
     try:
+        while environment_of(stranger).get(procfs.UUID_VARIABLE) != "f" * 32:  # until it is what it is to be
+            await anyio.sleep(0.01)
         async with open_bench(root) as bench:
             assert bench.state().unrecorded == (stranger,)
             now = Now(clock.mono(), clock.wall())

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from comfyd.core.since import dated
 from comfyd.core.view import ViewInput, describe
@@ -130,7 +130,7 @@ def test_an_environment_that_cannot_be_is_shown_once_and_dated() -> None:
     assert shown_once.since == status.time
 
 
-@SLOW
+@settings(SLOW, max_examples=60)
 @given(LIFE, resolved_states())
 def test_whatever_is_not_ready_has_a_condition_with_hint_and_instant(life: Any, last: Any) -> None:
     machine, before = World(), Plan()
@@ -144,8 +144,7 @@ def test_whatever_is_not_ready_has_a_condition_with_hint_and_instant(life: Any, 
                     continue
                 assert one.conditions, one
                 assert all(c.hint and c.message for c in one.conditions)
-                living = one.conditions[0].type == "not_ready"
-                assert living or all(c.since for c in one.conditions), one
+                assert all(c.since for c in one.conditions), one
             machine.apply(decided)
             machine.mono += 1
             before = decided

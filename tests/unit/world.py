@@ -85,6 +85,7 @@ class World:
             gpus=wish.gpus,
             gpu_exclusive=wish.gpu_exclusive,
             started_mono=self.mono,
+            phase_since_wall=self.now.wall,
             crashes=seen.crashes if seen else 0,
             restarts=seen.restarts + 1 if seen else 0,
             last_exit=seen.last_exit if seen else None,
@@ -98,6 +99,8 @@ class World:
         self.environments[name] = before.model_copy(update={"state": "installing"})
 
     def _update(self, key: str, **fields: object) -> None:
+        if "phase" in fields:
+            fields["phase_since_wall"] = self.now.wall
         self.processes[key] = self.processes[key].model_copy(update=fields)
 
     def advance(self, key: str) -> None:
