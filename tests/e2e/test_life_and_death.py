@@ -86,7 +86,9 @@ def test_any_number_of_sigterms_gives_exit_code_0(daemon: Daemon) -> None:
     assert leftovers(daemon.root) == []
 
 
-@pytest.mark.parametrize("pause_s", [0.0, 0.05, 0.2, 0.3, 0.4, 0.6])
+@pytest.mark.parametrize(
+    "pause_s", [0.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.05, 0.2, 0.3, 0.4, 0.6))]
+)
 def test_a_sigterm_that_follows_an_upgrade_is_not_lost(daemon: Daemon, pause_s: float) -> None:
     """It may fall into the unwinding, into the exec or into the start of what follows."""
     daemon.start().until_ready(0, 1)

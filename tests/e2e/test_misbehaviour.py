@@ -258,6 +258,7 @@ def test_one_that_answers_again_is_ready_again_and_takes_the_waiting_tasks(start
     assert daemon.instance(1)["restarts"] == 0
 
 
+@pytest.mark.slow
 def test_a_silent_idle_one_is_started_anew_and_waits_the_second_time(start: Start) -> None:
     """Also where only failures are followed by a start: that it ends cleanly when told to is no success."""
     daemon = start({}, probe=SOON, restart={"policy": "on_failure"})
@@ -318,6 +319,7 @@ def test_a_prompt_outlives_a_hang_that_an_idle_one_would_not(start: Start, tmp_p
     assert journal.read_text().count('"executed"') == 1
 
 
+@pytest.mark.slow
 def test_one_failed_probe_in_three_changes_nothing(start: Start, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     daemon = start({"FAIL_PROBE": "3", "JOURNAL": str(journal)}, probe={**SOON, "period_s": 0.05})
@@ -329,6 +331,7 @@ def test_one_failed_probe_in_three_changes_nothing(start: Start, tmp_path: Path)
     assert "to=unready" not in daemon.output
 
 
+@pytest.mark.slow
 def test_a_prompt_in_a_short_hang_is_not_run_twice(start: Start, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     daemon = start({"JOURNAL": str(journal)})
@@ -359,6 +362,7 @@ def test_a_device_error_has_the_instance_started_anew_and_the_task_run_elsewhere
     assert "illegal memory access" in last["text"]
 
 
+@pytest.mark.slow
 def test_restart_of_a_hung_busy_one_does_not_wait_for_its_prompt(start: Start, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     daemon = start({"JOURNAL": str(journal)})

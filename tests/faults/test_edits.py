@@ -96,6 +96,7 @@ def test_files_that_cannot_be_read_move_nothing(daemon: Daemon, shim: Shim) -> N
     assert moved(daemon) == before
 
 
+@pytest.mark.slow
 def test_folders_that_vanish_and_come_back_move_nothing(daemon: Daemon) -> None:
     """Made again between two looks, a folder has the same path and another inode, which nobody watches yet."""
     daemon.start().until_ready(0, 1)
