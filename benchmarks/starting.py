@@ -1,4 +1,4 @@
-"""H1, H2: from spawn to the first 200, and memory at that time; with instances declared and tasks queued."""
+"""H1, H2: from spawn to the first 200, memory at that time, with instances and tasks there. H3: a verb."""
 
 import asyncio
 import http.client
@@ -30,7 +30,7 @@ from comfyd.model.paths import Paths
 from comfyd.model.task import NewTask
 from comfyd.store.open import open_stores
 
-ROWS = ("H1", "H2")
+ROWS = ("H1", "H2", "H3")
 INSTANCES, TASKS = 100, 1000
 ORIGINAL_TO_AIOHTTP = 391 / 180
 """Of the setup that existing users run (performance.md): measured once, it is not part of this repository."""
@@ -104,6 +104,14 @@ def _once(prepare: Prepare, root: Path) -> tuple[float, float, float]:
         root.with_name(root.name + ".out").unlink()
 
 
+def _verb(root: Path, *words: str) -> float:
+    """Milliseconds of one command line, to its end, whatever it answers."""
+    started = time.monotonic()
+    process = spawn([sys.executable, *words], root / "verb.out")
+    process.wait(30)
+    return (time.monotonic() - started) * 1000
+
+
 def run(options: Options) -> Result:
     samples = Samples("")
     systems = {name: one for name, one in SYSTEMS.items() if options.wants(name)}
@@ -120,6 +128,12 @@ def run(options: Options) -> Result:
                     samples.add("H1 spawn to the first 200 (ms)", name, first)
                     samples.add("H2 RSS (MiB)", name, mib)
                     samples.add("H1 SIGTERM to gone (ms)", name, gone)
+        for turn in range(3 if options.quick else 16):
+            bare = _verb(folder, "-c", "pass")
+            verb = _verb(folder, "-m", "comfyd", "status", "--url", "http://127.0.0.1:1")
+            if turn and options.wants("comfyd"):
+                samples.add("H3 `comfyd status` (ms)", "comfyd", verb)
+                samples.add("H3 `comfyd status` (ms)", "bare Python", bare)
     return Result("H. Cold start", samples, _goals(samples))
 
 
@@ -131,6 +145,8 @@ def _goals(samples: Samples) -> list[Goal]:
         goal_below("H1", "the same, below the original", ratio, round(ORIGINAL_TO_AIOHTTP, 2), "x"),
         goal_below("H2", f"RSS, {INSTANCES} instances declared, {TASKS} tasks queued",
                    samples.median("H2 RSS (MiB)", "comfyd"), 75, "MiB"),
+        goal_below("H3", "a verb that only talks to the daemon, to bare Python",
+                   samples.ratio("H3 `comfyd status` (ms)", "comfyd", "bare Python"), 8, "x"),
     ]  # fmt: skip
 
 

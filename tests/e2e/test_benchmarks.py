@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 ROWS = {
     "A": {"A1", "A2", "A3", "A4", "A5", "A6", "A7"}, "B": {"B1", "B2", "B3"}, "C": {"C1", "C2", "C3"}, "G": {"G1"},
-    "H": {"H1", "H2"},
+    "H": {"H1", "H2", "H3"},
 }  # fmt: skip
 
 

@@ -1,10 +1,8 @@
 """Start time: what a verb and the daemon import before they first answer."""
 
 import json
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,16 +64,3 @@ def test_the_daemon_imports_nothing_that_it_may_never_need() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) & NOT_BEFORE_THE_FIRST_ANSWER == set()
-
-
-def took(*arguments: str) -> float:
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, check=False)
-    return time.perf_counter() - begun
-
-
-@pytest.mark.slow
-def test_a_verb_starts_in_at_most_eight_times_a_bare_interpreter() -> None:
-    pairs = [(took("-c", "pass"), took("-m", "comfyd", "status", "--url", "http://127.0.0.1:1")) for _ in range(15)]
-    bare, verb = (statistics.median(side) for side in zip(*pairs, strict=True))
-    assert verb <= 8 * bare, f"bare {bare * 1000:.0f} ms, status {verb * 1000:.0f} ms"
