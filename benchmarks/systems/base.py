@@ -98,9 +98,12 @@ class System:
         self.beside.append(spawn(argv, self.output))
 
     def settle(self) -> None:
-        """Wait until no trigger runs any more."""
+        """Wait until no trigger runs any more; one that is still at it after a minute is ended."""
         while self.beside:
-            self.beside.pop().wait(60)
+            trigger = self.beside.pop()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                trigger.wait(60)
+            end(trigger)
 
     def line(self, number: int) -> str:
         """The command of one child, for configuration files."""
