@@ -14,6 +14,7 @@ from comfyd.core.config_environments import BROKEN, is_service, read_environment
 from comfyd.core.config_instances import Flags, InstancesFile, entry_fields, read_instances
 from comfyd.core.config_report import Report, did_you_mean, validated
 from comfyd.core.config_services import read_services
+from comfyd.core.memo import Entries
 from comfyd.core.source import child, quoted
 from comfyd.model.base import Frozen
 from comfyd.model.desired import ConfigIssue, DesiredState, EnvironmentSpec, InstanceSpec, SidecarSpec
@@ -25,9 +26,14 @@ LEGACY = "COMFYUI_INSTANCES"
 
 
 def parse(
-    files: ConfigFiles, variables: Variables, previous: DesiredState | None, flags: Flags | None = None
+    files: ConfigFiles,
+    variables: Variables,
+    previous: DesiredState | None,
+    flags: Flags | None = None,
+    memo: Entries | None = None,
 ) -> ParseResult:
     """One revision of all files. flags: environment -> options that its --help lists, where more warnings are wanted.
+    memo: handed to every call by the one who calls often.
 
     instances.json is taken whole or not at all (`refused`); a broken environment or services file falls back to its
     part of `previous` by itself. Missing instances.json: state `missing`, unless COMFYUI_INSTANCES gives the fleet.
@@ -41,7 +47,7 @@ def parse(
     else:
         report, raw = source_report(source, "error", empty='write at least {"instances": []}')
     _check_mount(source, report)
-    file = None if raw is BROKEN else read_instances(raw, variables, report, flags or {})
+    file = None if raw is BROKEN else read_instances(raw, variables, report, flags or {}, memo)
     if file is not None:
         _check_references(file, environments, variables, report)
     issues = (*report.sorted, *issues)

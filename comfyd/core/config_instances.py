@@ -11,6 +11,7 @@ from typing import Any
 
 from comfyd.core.config_args import Arguments, check_together, read_arguments
 from comfyd.core.config_report import Report, members, validated
+from comfyd.core.memo import Entries
 from comfyd.core.source import child, quoted
 from comfyd.model.base import Frozen
 from comfyd.model.desired import ENVIRONMENT_NAME, GlobalSettings, InstanceSpec, ProbeSpec, RestartSpec
@@ -48,7 +49,9 @@ class Shared:
         return tuple(a for _, given in self.sources for a in given.args)
 
 
-def read_instances(raw: Any, variables: Variables, report: Report, flags: Flags) -> InstancesFile | None:
+def read_instances(
+    raw: Any, variables: Variables, report: Report, flags: Flags, memo: Entries | None = None
+) -> InstancesFile | None:
     """The whole file; None if anything in it is wrong (then `report` has every error). flags: as in Shared."""
     top = members(raw, ("instances", "global_settings", "environment"), report, "", "the file")
     if top is None:
@@ -63,13 +66,15 @@ def read_instances(raw: Any, variables: Variables, report: Report, flags: Flags)
         check_environment(variables.environment, own, "")
         report.include(own)
     shared = Shared(top.get("environment", variables.environment), sources, flags)
-    instances = _entries(top, shared, variables, report)
+    instances = _entries(top, shared, variables, report, memo or Entries())
     if report.failed or settings is None:
         return None
     return InstancesFile(instances, settings, top.get("environment"))
 
 
-def _entries(top: dict[str, Any], shared: Shared, variables: Variables, report: Report) -> tuple[InstanceSpec, ...]:
+def _entries(
+    top: dict[str, Any], shared: Shared, variables: Variables, report: Report, memo: Entries
+) -> tuple[InstanceSpec, ...]:
     if not isinstance(top.get("instances"), list):
         if "instances" not in top:
             report.error("missing_key", "instances is missing", "/instances", 'write "instances": []')
@@ -78,24 +83,40 @@ def _entries(top: dict[str, Any], shared: Shared, variables: Variables, report: 
         return ()
     found: list[InstanceSpec] = []
     taken: dict[tuple[str, Any], str] = {}
+    memo.begin((shared, variables.api_port))
     for index, raw in enumerate(top["instances"]):
         pointer = child("/instances", index)
-        fields = entry_fields(raw, report, pointer)
-        if fields is None:
+        known = memo.known(raw)
+        if known is not None:
+            _check_unique({"id": known.id, "name": known.name, "port": known.port}, taken, report, pointer)
+            found.append(known)
             continue
-        for what, given in shared.sources:
-            _lift(fields, given, what, report, pointer)
-        _check_unique(fields, taken, report, pointer)
-        if fields.get("port") == variables.api_port:
-            text = f"port {variables.api_port} is the API's own port"
-            report.error("api_port", text, child(pointer, "port"), "choose another one, or set COMFYD_PORT")
-        fields.setdefault("environment", shared.environment)
-        spec = validated(InstanceSpec, fields, report, pointer)
-        known = shared.flags.get(fields["environment"], frozenset()) if spec is not None else frozenset()
-        check_together((*shared.args, *fields.get("extra_args", ())), report, child(pointer, "extra_args"), known)
+        issues = report.count
+        spec = _entry(raw, shared, variables, report, pointer, taken)
         if spec is not None:
             found.append(spec)
+        if spec is not None and report.count == issues:
+            memo.keep(raw, spec)
     return tuple(found)
+
+
+def _entry(
+    raw: Any, shared: Shared, variables: Variables, report: Report, pointer: str, taken: dict[tuple[str, Any], str]
+) -> InstanceSpec | None:
+    fields = entry_fields(raw, report, pointer)
+    if fields is None:
+        return None
+    for what, given in shared.sources:
+        _lift(fields, given, what, report, pointer)
+    _check_unique(fields, taken, report, pointer)
+    if fields.get("port") == variables.api_port:
+        text = f"port {variables.api_port} is the API's own port"
+        report.error("api_port", text, child(pointer, "port"), "choose another one, or set COMFYD_PORT")
+    fields.setdefault("environment", shared.environment)
+    spec = validated(InstanceSpec, fields, report, pointer)
+    known = shared.flags.get(fields["environment"], frozenset()) if spec is not None else frozenset()
+    check_together((*shared.args, *fields.get("extra_args", ())), report, child(pointer, "extra_args"), known)
+    return spec
 
 
 def _lift(fields: dict[str, Any], given: Arguments, what: str, report: Report, pointer: str) -> None:
@@ -165,7 +186,8 @@ def entry_fields(raw: Any, report: Report, pointer: str) -> dict[str, Any] | Non
     for name, check in _CHECKS.items():
         if name in fields:
             check(fields[name], report, child(pointer, name))
-    if "env" in fields and fields.get("gpus") is not None and "CUDA_VISIBLE_DEVICES" in fields["env"]:
+    env = fields.get("env")
+    if isinstance(env, dict) and fields.get("gpus") is not None and "CUDA_VISIBLE_DEVICES" in env:
         text = "env sets CUDA_VISIBLE_DEVICES beside gpus; env wins and comfyd does not know the real GPUs"
         report.warning("gpus_twice", text, child(pointer, "env"), "use gpus alone")
     return fields

@@ -45,6 +45,11 @@ class Report:
         return bool(self._wrong)
 
     @property
+    def count(self) -> int:
+        """How many there are, those left out included."""
+        return len(self.issues) + self._left_out.total()
+
+    @property
     def sorted(self) -> tuple[ConfigIssue, ...]:
         """All issues in the order of the text; at most MAX_ISSUES, then one that counts the rest."""
         listed = sorted(self.issues, key=lambda i: (i.file != self.file, i.line, i.column))

@@ -51,9 +51,12 @@ def meanings(flag: str, known: Collection[str]) -> list[str]:
 
 def rivals(args: Iterable[str], known: Collection[str] = ()) -> list[tuple[str, ...]]:
     """For each group of which more than one option is given: those options, as written first."""
+    flags = flags_among(args)
+    if len(flags) < 2:
+        return []
     listed = known or [flag for group in EXCLUSIVE_GROUPS for flag in group]
     given: dict[str, str] = {}
-    for flag in flags_among(args):
+    for flag in flags:
         meant = meanings(flag, listed)
         if len(meant) == 1:
             given.setdefault(meant[0], flag)

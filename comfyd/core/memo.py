@@ -1,11 +1,13 @@
-"""What resolve() made of each instance, and from what: equal inputs are not worked on again.
+"""What parse() and resolve() made of each instance, and from what: equal inputs are not worked on again.
 
-Owns: the comparison. Must not: change a result; resolve() says the same with and without it.
+Owns: the comparison. Must not: change a result; both say the same with and without it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from typing import Any
 
 from comfyd.model.base import Frozen
+from comfyd.model.desired import InstanceSpec
 from comfyd.model.process import DesiredProcess
 
 
@@ -28,6 +30,30 @@ class Memo:
         return known[1]
 
 
-def given_fields(model: Frozen | None) -> frozenset[str]:
+class Entries:
+    """Entries of instances.json that gave an instance and no issue, by what was written."""
+
+    def __init__(self) -> None:
+        self._shared: object = None
+        self._known: dict[str, InstanceSpec] = {}
+        self._used: dict[str, InstanceSpec] = {}
+
+    def begin(self, shared: object) -> None:
+        """shared: what all entries depend on. What the last document did not have is forgotten."""
+        same = shared == self._shared
+        self._shared, self._known, self._used = shared, (self._used if same else {}), {}
+
+    def known(self, raw: Any) -> InstanceSpec | None:
+        written = repr(raw)  # unlike ==, it tells 1 from 1.0 and from true
+        spec = self._known.get(written)
+        if spec is not None:
+            self._used[written] = spec
+        return spec
+
+    def keep(self, raw: Any, spec: InstanceSpec) -> None:
+        self._used[repr(raw)] = spec
+
+
+def given_fields(model: Frozen | None) -> Set[str]:
     """Two models that are equal may still differ in what was written and what is a default."""
-    return frozenset(model.model_fields_set) if model is not None else frozenset()
+    return model.model_fields_set if model is not None else frozenset()

@@ -14,6 +14,7 @@ from comfyd.core.config import STOCK_SHA256, check_fields, fallback_state, parse
 from comfyd.core.config_args import REFUSED_FLAGS
 from comfyd.core.config_report import MAX_ISSUES
 from comfyd.core.lint import EXCLUSIVE_FLAGS
+from comfyd.core.memo import Entries
 from comfyd.model.desired import ConfigIssue, DesiredState
 from comfyd.model.sources import ConfigFiles, EnvironmentFolder, ParseResult, SourceFile, Variables
 
@@ -429,9 +430,45 @@ def test_a_flood_of_errors_is_cut() -> None:
     )
 )
 @example({"instances": [{"id": 0, "port": 3001, "name": "a", "env": None, "gpus": None, "probe": None}]})
+@example({"instances": [{"id": 0, "port": 3001, "name": "a", "env": None, "gpus": "none"}]})
+@example({"instances": [{"id": 0, "port": 3001, "name": "a", "env": 1, "gpus": "none"}]})
 def test_any_json_is_accepted_or_refused_with_reasons(raw: Any) -> None:
     result = read(json.dumps(raw).encode())
     assert (result.desired is None) == any(i.severity == "error" for i in result.issues)
+
+
+VARIANTS = st.fixed_dictionaries(
+    {
+        "id": st.sampled_from([0, 1, 1.0, True]),
+        "port": st.sampled_from([3001, 3002, 8001]),
+        "name": st.just("a") | st.just("b"),
+    },
+    optional={
+        "extra_args": st.sampled_from(["", "--lowvram", "--port 3001", "--listen", "--no-such"]),
+        "environment": st.sampled_from(["comm", "other"]),
+        "gpus": st.sampled_from([[0], "none", 3]),
+        "env": st.sampled_from([{"CUDA_VISIBLE_DEVICES": "1"}, {"A": "b"}]),
+    },
+)
+DOCUMENTS = st.fixed_dictionaries(
+    {"instances": st.lists(VARIANTS, max_size=3)},
+    optional={"environment": st.just("other"), "global_settings": st.just({"default_extra_args": "--highvram"})},
+)
+
+
+@given(
+    st.lists(
+        st.tuples(DOCUMENTS, st.sampled_from([Variables(), Variables(extra_args="--cpu", api_port=3002)])), max_size=6
+    )
+)
+def test_what_is_remembered_of_earlier_documents_changes_nothing(documents: list[tuple[Any, Variables]]) -> None:
+    memo = Entries()
+    for raw, variables in documents:
+        again, fresh = parse(files(raw), variables, None, memo=memo), parse(files(raw), variables, None)
+        assert again == fresh
+        if again.desired is not None and fresh.desired is not None:
+            sets = [[i.model_fields_set for i in each.desired.instances] for each in (again, fresh) if each.desired]
+            assert sets[0] == sets[1]
 
 
 def test_state_survives_a_round_trip_and_keeps_defaults_open() -> None:
