@@ -76,16 +76,16 @@ def configure(level: str, fmt: str, log_file: Path | None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    as_json = structlog.processors.JSONRenderer(ensure_ascii=False)
-    as_text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ)
+    as_json = Once(structlog.processors.JSONRenderer(ensure_ascii=False), shared)
+    as_text = Once(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ), shared)
     use_json = fmt == "json" or (fmt == "auto" and not sys.stderr.isatty())
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(level)
-    _add(root, logging.StreamHandler(sys.stderr), as_json if use_json else as_text, shared)
+    _add(root, logging.StreamHandler(sys.stderr), as_json if use_json else as_text)
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        _add(root, LineFile(log_file), as_json, shared)
+        _add(root, LineFile(log_file), as_json)
         _link_older_name(log_file)
     for talkative in ("aiohttp.access", "watchfiles"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
@@ -145,7 +145,23 @@ def _link_older_name(log_file: Path) -> None:
         get_logger("comfyd").warning("no link to the log", link=str(link), reason=str(error))
 
 
-def _add(root: logging.Logger, handler: logging.Handler, renderer: Any, shared: list[Any]) -> None:
-    chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=chain, foreign_pre_chain=shared))
+class Once(logging.Formatter):
+    """Renders each record once, however many handlers share it."""
+
+    def __init__(self, renderer: Any, shared: list[Any]) -> None:
+        super().__init__()
+        chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+        self._inner = structlog.stdlib.ProcessorFormatter(processors=chain, foreign_pre_chain=shared)
+        self._last: tuple[logging.LogRecord | None, str] = (None, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        known, text = self._last  # one tuple: other threads log as well
+        if known is not record:
+            text = self._inner.format(record)
+            self._last = record, text
+        return text
+
+
+def _add(root: logging.Logger, handler: logging.Handler, formatter: logging.Formatter) -> None:
+    handler.setFormatter(formatter)
     root.addHandler(handler)

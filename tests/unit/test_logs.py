@@ -96,6 +96,20 @@ def test_auto_is_json_where_stderr_is_no_terminal() -> None:
     assert json.loads(logged("log.info('x')", "auto"))["event"] == "x"
 
 
+def test_stderr_and_the_file_get_the_same_json(tmp_path: Path) -> None:
+    """From several threads at once, each record whole and once in each of the two."""
+    body = (
+        "import threading\n"
+        "def talk(name):\n    for n in range(200): log.info('x', who=name, n=n)\n"
+        "threads = [threading.Thread(target=talk, args=(k,)) for k in 'abcd']\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]"
+    )
+    stderr = logged(body, file=tmp_path / "comfyd.log")
+    told = [json.loads(line) for line in stderr.splitlines()]
+    assert sorted((line["who"], line["n"]) for line in told) == [(k, n) for k in "abcd" for n in range(200)]
+    assert sorted(stderr.splitlines()) == sorted((tmp_path / "comfyd.log").read_text().splitlines())
+
+
 def test_the_file_is_also_reachable_by_its_older_name(tmp_path: Path) -> None:
     file = tmp_path / "logs" / "comfyd.log"
     logged("log.info('first')", file=file)
