@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from comfyd.control.runs import Run
-from comfyd.host import oom, proc
+from comfyd.control.together import Together
+from comfyd.host import children, oom, proc
 from comfyd.host.proc import Process, Status
 from comfyd.host.procfs import Member, scan_members
 
@@ -53,42 +55,35 @@ def ran_out_of_memory(run: Run, status: Status) -> bool:
     return found is not None and found.since(run.kills_before) > 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """Whose remains are looked for. session: None if its group is empty. child: its leader was a child of ours."""
+
+    uuid: str
+    session: int | None
+    child: bool
+
+
 class MemberScan:
     """Finds what is left of process groups; requests that wait at the same time share one pass over procfs."""
 
     def __init__(self, leaders: Callable[[], Mapping[str, int]]) -> None:
         """leaders: uuid -> pid of all runs that are watched now; each leads a session of its own."""
         self._leaders = leaders
-        self._waiting: list[tuple[str, int | None, asyncio.Future[list[Member]]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._together: Together[_Left, list[Member]] = Together(self._look)
 
-    async def members(self, uuid: str, session: int | None) -> list[Member]:
-        """Live processes that carry `uuid` or are in `session` (None: by uuid only)."""
-        answer: asyncio.Future[list[Member]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((uuid, session, answer))
-        if self._task is None:
-            self._task = asyncio.create_task(self._serve())
-        return await answer
+    async def members(self, uuid: str, session: int | None, *, child: bool = False) -> list[Member]:
+        """Live processes that carry `uuid` or are in `session` (None: by uuid only).
 
-    async def _serve(self) -> None:
-        await asyncio.sleep(0)
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            uuids = [uuid for uuid, _, _ in batch]
-            sessions = [s for _, s, _ in batch if s is not None]
-            apart = [pid for uuid, pid in self._leaders().items() if uuid not in uuids]
-            try:
-                found = await asyncio.to_thread(scan_members, uuids, sessions, apart)
-            except OSError as error:
-                _fail(batch, error)
-                continue
-            for uuid, session, answer in batch:
-                if not answer.done():
-                    answer.set_result([m for m in found if m.uuid == uuid or m.stat.session == session])
-        self._task = None
+        child: its leader has ended and was a child of ours, so that what it left behind is handed to us.
+        """
+        return await self._together.ask(_Left(uuid, session, child))
 
-
-def _fail(batch: list[tuple[str, int | None, asyncio.Future[list[Member]]]], error: OSError) -> None:
-    for _, _, answer in batch:
-        if not answer.done():
-            answer.set_exception(error)
+    async def _look(self, asked: list[_Left]) -> list[list[Member]]:
+        if all(one.child and one.session is None for one in asked) and children.nobody_strange():
+            return [[] for _ in asked]
+        uuids = [one.uuid for one in asked]
+        sessions = [one.session for one in asked if one.session is not None]
+        apart = [pid for uuid, pid in self._leaders().items() if uuid not in uuids]
+        found = await asyncio.to_thread(scan_members, uuids, sessions, apart)
+        return [[m for m in found if m.uuid == one.uuid or m.stat.session == one.session] for one in asked]

@@ -16,13 +16,13 @@ from comfyd.control.supervise import Supervisor, now
 from comfyd.control.watch import Watcher
 from comfyd.core.config import fallback_state, parse, state_from_json, state_to_json
 from comfyd.core.gates import EDITS_ARRIVE
-from comfyd.core.memo import Memo
+from comfyd.core.memo import Entries, Memo
 from comfyd.core.plan import plan
 from comfyd.core.resolve import resolve
 from comfyd.core.since import dated
 from comfyd.failpoint import failpoint
 from comfyd.host import clock
-from comfyd.host.files import atomic_write, read_bounded
+from comfyd.host.files import atomic_write, read_bounded, sync_replaced
 from comfyd.live import ConfigView, Live
 from comfyd.logs import get_logger
 from comfyd.model.base import Now
@@ -93,7 +93,7 @@ class Reconciler:
         self._known_bad = ""
         self._edited_at: float | None = None
         self._last: _Resolved | None = None
-        self._memo = Memo()
+        self._memo, self._entries = Memo(), Entries()
 
     async def open(self) -> None:
         """Take up the last good state and what is recorded of outputs."""
@@ -133,8 +133,12 @@ class Reconciler:
     async def reconcile_once(self) -> Plan:
         """One pass. Returns the plan it applied."""
         self._live.wake.clear()
-        desired = await self._read_desired()
-        overrides = await self._node.overrides()
+        asked = asyncio.ensure_future(self._node.overrides())
+        try:
+            desired = await self._read_desired()
+            overrides = await asked
+        finally:
+            asked.cancel()
         at = now()
         resolved = self._resolve(desired, overrides, at)
         await self._hands.know(desired.environments)
@@ -183,6 +187,7 @@ class Reconciler:
         await self._supervisor.start(starts)
         if decided.actions:
             self.publish()
+            self._live.plan.set(replace(decided, actions=()))
 
     async def _record_outputs(self, starts: Sequence[StartProcess]) -> None:
         """The output folder is decided at the first start and kept: a new sibling must not move it."""
@@ -195,13 +200,13 @@ class Reconciler:
         files = await asyncio.to_thread(self._hands.read_files)
         if files == before.files:
             return before.desired
-        result = parse(files, self._variables, before.desired)
+        result = parse(files, self._variables, before.desired, memo=self._entries)
         for _ in range(TORN_RETRIES):
             if not self._doubtful(before, files, result):
                 break
             await asyncio.sleep(TORN_PAUSE_S)
             files = await asyncio.to_thread(self._hands.read_files)
-            result = parse(files, self._variables, before.desired)
+            result = parse(files, self._variables, before.desired, memo=self._entries)
         self._edited_at = clock.mono()  # of the bytes that count, which may have been waited for
         failpoint("parsed")
         view = _view(before, files, result, now())
@@ -220,14 +225,26 @@ class Reconciler:
         return result.state == "refused" and _revision(files) != self._known_bad
 
     async def _keep(self, before: ConfigView, desired: DesiredState) -> None:
+        """Before anything is done about it, so that the next daemon goes on from it. Synced later: what a power cut
+        takes back had processes that it ended as well."""
         self._known_bad = ""
         if desired == before.desired and before.state == "ok":
             return
         try:
-            await asyncio.to_thread(atomic_write, self._paths.last_good, state_to_json(desired), 0o600)
+            await asyncio.to_thread(self._write_last_good, state_to_json(desired))
+            self._pen.later(self._sync_last_good)
         except OSError as error:
             log.error("last good state not saved", reason=str(error))
         failpoint("revision_saved")
+
+    def _write_last_good(self, data: bytes) -> None:
+        atomic_write(self._paths.last_good, data, 0o600, sync=False)
+
+    def _sync_last_good(self) -> None:
+        try:
+            sync_replaced(self._paths.last_good)
+        except OSError as error:
+            log.error("last good state not saved", reason=str(error))
 
     def _tell(self, before: ConfigView, view: ConfigView, result: ParseResult) -> None:
         """Log and record once per content, not once per pass."""

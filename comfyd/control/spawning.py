@@ -4,15 +4,16 @@ import contextlib
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from comfyd.control.exits import ran_out_of_memory
 from comfyd.control.runs import Run, identity_from_record
 from comfyd.failpoint import failpoint
 from comfyd.host import clock, oom, proc, procfs
 from comfyd.host.journal import Journal
-from comfyd.host.proc import Process, SpawnError, SpawnRequest
+from comfyd.host.proc import Process, SpawnError, SpawnRequest, Status
 from comfyd.host.procfs import OWNER_VARIABLE, UUID_VARIABLE
 from comfyd.model.base import Now
 from comfyd.model.plan import StartProcess
@@ -24,8 +25,31 @@ LAST_LINES, TAIL_BYTES = 50, 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class _Batch:
+    """What the starts of one batch share, looked up once. trees: link -> where it points now."""
+
+    now: Now
+    kills: oom.Kills | None
+    trees: dict[str, str] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+
+    def tree(self, link: str | None) -> str | None:
+        if link is not None and link not in self.trees:
+            self.trees[link] = os.path.realpath(link)
+        return self.trees[link] if link is not None else None
+
+    def make(self, folder: str) -> None:
+        if folder not in self.folders:
+            os.makedirs(folder, exist_ok=True)
+            self.folders.add(folder)
+
+
+@dataclass(frozen=True, slots=True)
 class Spawner:
-    """What all spawns of this daemon share. owner: tag of the state folder, so that daemons tell theirs apart."""
+    """What all spawns of this daemon share. owner: tag of the state folder, so that daemons tell theirs apart.
+
+    environment: what a child gets of the daemon's own (proc.handed_down).
+    """
 
     journal: Journal
     boot_id: str
@@ -38,17 +62,20 @@ class Spawner:
 
         A large batch goes in parts: the programs of one part begin while the next one is spawned.
         """
+        batch = _Batch(now, oom.kills(os.getpid()))  # they are born into our own cgroup
         parts = (actions[first : first + PART] for first in range(0, len(actions), PART))
-        results = [result for part in parts for result in self._start_part(part, now)]
+        results = [result for part in parts for result in self._start_part(part, batch)]
         for run in (run for _, run in results if isinstance(run, Run)):
-            _write_pid_file(run.spec, run.process)
+            _write_pid_file(run.spec, run.process, batch)
         return results
 
-    def _start_part(self, actions: Sequence[StartProcess], now: Now) -> list[tuple[StartProcess, Run | SpawnError]]:
+    def _start_part(
+        self, actions: Sequence[StartProcess], batch: _Batch
+    ) -> list[tuple[StartProcess, Run | SpawnError]]:
         results: list[tuple[StartProcess, Run | SpawnError]] = []
         for action in actions:
             try:
-                results.append((action, self._spawn(action, now)))
+                results.append((action, self._spawn(action, batch)))
             except SpawnError as error:
                 results.append((action, error))
             except OSError as error:
@@ -64,17 +91,17 @@ class Spawner:
         failpoint("exec_released")
         return results
 
-    def _spawn(self, action: StartProcess, now: Now) -> Run:
+    def _spawn(self, action: StartProcess, batch: _Batch) -> Run:
         wish = action.process
-        tree = os.path.realpath(wish.spec.pin) if wish.spec.pin else None
+        tree = batch.tree(wish.spec.pin)
         request = self._request(wish.spec, action.flags, tree)
-        for folder in (*wish.spec.dirs, str(Path(wish.spec.log).parent)):
-            os.makedirs(folder, exist_ok=True)
+        for folder in (*wish.spec.dirs, os.path.dirname(wish.spec.log)):
+            batch.make(folder)
         process = proc.spawn(request, self.boot_id, self.pidns)
         return Run(
             key=wish.key, spec=wish.spec, process=process, generation=request.uuid, fingerprint=wish.fingerprint,
-            gpus=wish.gpus, gpu_exclusive=wish.gpu_exclusive, tree=tree, started=now, phase_since_wall=now.wall,
-            kills_before=oom.kills(process.pid),
+            gpus=wish.gpus, gpu_exclusive=wish.gpu_exclusive, tree=tree, started=batch.now,
+            phase_since_wall=batch.now.wall, kills_before=batch.kills,
         )  # fmt: skip
 
     def _request(self, spec: ProcessSpec, flags: frozenset[str], tree: str | None) -> SpawnRequest:
@@ -100,14 +127,29 @@ def _pinned(text: str, link: str | None, tree: str | None) -> str:
     return text
 
 
-def _write_pid_file(spec: ProcessSpec, process: Process) -> None:
+def _write_pid_file(spec: ProcessSpec, process: Process, batch: _Batch) -> None:
     if spec.pid_file is None:
         return
     with contextlib.suppress(OSError):
-        os.makedirs(os.path.dirname(spec.pid_file), exist_ok=True)
+        batch.make(os.path.dirname(spec.pid_file))
         fd = os.open(spec.pid_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with os.fdopen(fd, "w") as file:
-            file.write(f"{process.pid}\n")
+        try:
+            os.write(fd, b"%d\n" % process.pid)
+        finally:
+            os.close(fd)
+
+
+def put_away(journal: Journal, ended: Sequence[tuple[Run, Status]]) -> list[tuple[tuple[str, ...], bool]]:
+    """For each ended run the end of its log, and whether the kernel killed it for memory; its traces are removed.
+
+    Blocking.
+    """
+    failpoint("exit_seen")
+    found = [(last_lines(run.spec.log), ran_out_of_memory(run, status)) for run, status in ended]
+    for run, _ in ended:
+        remove_pid_file(run.spec, run.process.pid)
+    journal.ended(*(run.generation for run, _ in ended))
+    return found
 
 
 def remove_pid_file(spec: ProcessSpec, pid: int) -> None:

@@ -46,7 +46,7 @@ async def reap(run: Run, scan: MemberScan, kill_at: float) -> Status:
     told: set[int] = set()
     while True:
         session = None if proc.group_is_empty(leader.pid) else leader.pid
-        left = await scan.members(run.generation, session)
+        left = await scan.members(run.generation, session, child=status != Status())
         if not left:
             return status
         for member in left:

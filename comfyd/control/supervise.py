@@ -16,7 +16,7 @@ import anyio
 import anyio.abc
 
 from comfyd.control import spawning
-from comfyd.control.exits import MemberScan, ran_out_of_memory
+from comfyd.control.exits import MemberScan
 from comfyd.control.pen import Pen
 from comfyd.control.probe import Prober
 from comfyd.control.runs import (
@@ -29,8 +29,8 @@ from comfyd.control.runs import (
     run_from_record,
 )
 from comfyd.control.spawning import Spawner
+from comfyd.control.together import Together
 from comfyd.control.watching import Watching
-from comfyd.failpoint import failpoint
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
 from comfyd.host.proc import SpawnError, Status
@@ -40,7 +40,7 @@ from comfyd.model.base import Condition, Now
 from comfyd.model.observed import ObservedEnvironment, ObservedProcess, ObservedState, Phase, PortHolder
 from comfyd.model.paths import Paths
 from comfyd.model.plan import StartProcess, StopProcess
-from comfyd.model.process import ResolvedState
+from comfyd.model.process import DesiredProcess, ResolvedState
 
 log = get_logger("comfyd.control")
 
@@ -59,16 +59,20 @@ class Supervisor:
         self._changed = changed
         owner = procfs.owner_tag(paths.state_dir)
         self._boot_id = clock.boot_id()
-        self._spawner = Spawner(self._journal, self._boot_id, procfs.pid_namespace(), owner, dict(os.environ))
+        environment = proc.handed_down(os.environ)
+        self._spawner = Spawner(self._journal, self._boot_id, procfs.pid_namespace(), owner, environment)
         self._runs: dict[str, Run] = {}
         self._history: dict[str, History] = {}
         self._scan = MemberScan(lambda: {run.generation: run.process.pid for run in self._runs.values()})
         self._prober = Prober()
         self._watching = Watching(live, self._scan, self._prober, self._set_phase, self._give_up)
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._wanted = ResolvedState()
+        self._declared: dict[str, DesiredProcess] = {}
         self._last_start: float | None = None
         self._unrecorded: tuple[int, ...] = ()
         self._gone = asyncio.Event()
+        self._putting_away: Together[tuple[Run, Status], tuple[tuple[str, ...], bool]] = Together(self._put_away)
 
     async def open(self, tasks: anyio.abc.TaskGroup, facts: dict[str, dict[str, Any]]) -> None:
         """Adopt what a former daemon left running; facts: NodeStore facts `crash/<key>`."""
@@ -121,19 +125,29 @@ class Supervisor:
 
     def refresh(self, wanted: ResolvedState) -> None:
         """Take over what may change without a restart (probe, grace) and forget keys that nobody declares."""
-        declared = {wish.key: wish for wish in wanted.processes}
-        for key, run in self._runs.items():
-            wish = declared.get(key)
-            if wish is None or wish.fingerprint != run.fingerprint:
-                continue
-            if run.spec.probe != wish.spec.probe or self._watching.condemned(run):
-                run.probe_changed.set()
-            run.spec, run.gpu_exclusive = wish.spec, wish.gpu_exclusive
-        for key in [k for k in self._history if k not in declared and k not in self._runs]:
+        for key, evidence in self._live.evidence.get().items():
+            if evidence.condemned and key in self._runs and self._watching.condemned(self._runs[key]):
+                self._runs[key].probe_changed.set()
+        if wanted is not self._wanted:
+            self._wanted, self._declared = wanted, {wish.key: wish for wish in wanted.processes}
+            self._take_over()
+        for key in self._history.keys() - self._declared.keys() - self._runs.keys():
             del self._history[key]
 
+    def _take_over(self) -> None:
+        for key, run in self._runs.items():
+            wish = self._declared.get(key)
+            if wish is None or wish.fingerprint != run.fingerprint:
+                continue
+            if run.spec.probe != wish.spec.probe:
+                run.probe_changed.set()
+            run.spec, run.gpu_exclusive = wish.spec, wish.gpu_exclusive
+
     async def start(self, actions: Sequence[StartProcess]) -> None:
-        """Spawn a batch. A refused spawn is a fact (an exit with its cause), not an error."""
+        """Spawn a batch. A refused spawn is a fact (an exit with its cause), not an error.
+
+        Who asks publishes what came of it; only what a plan has not decided itself is told as a change.
+        """
         if not actions or self._tasks is None:
             return
         at = now()
@@ -151,10 +165,14 @@ class Supervisor:
             self._runs[action.key] = result
             self._pen.write("instance", action.key, to="starting", reason=action.reason, pid=result.process.pid)
             self._tasks.start_soon(self._run_process, result)
-        self._changed()
+        if any(isinstance(result, SpawnError) for _, result in results):
+            self._changed()
 
     def stop(self, action: StopProcess) -> None:
-        """Ask the run that the action names to end; does not wait. A second request can only shorten the drain."""
+        """Ask the run that the action names to end; does not wait. A second request can only shorten the drain.
+
+        As with `start`, the one who asks publishes.
+        """
         run = self._runs.get(action.key)
         if run is None or run.generation != action.generation:
             return
@@ -174,18 +192,23 @@ class Supervisor:
         run.stop = request
         if run.phase not in (Phase.DRAINING, Phase.STOPPING):
             busy = self._watching.prompts(run) > 0
-            self._set_phase(run, Phase.DRAINING if busy else Phase.STOPPING, reason)
+            self._enter(run, Phase.DRAINING if busy else Phase.STOPPING, reason)
         run.stop_changed.set()
 
     def _give_up(self, run: Run, why: Condition) -> None:
         """End a run that is of no use any more; what was given to it goes back to the queue once it is gone."""
         cause = replace(why, since=clock.wall())
         self._request_stop(run, StopRequest(0.0, run.spec.stop_grace_s, asked=False, cause=cause), why.message)
+        self._changed()
 
     def _of(self, key: str) -> History:
         return self._history.setdefault(key, History())
 
     def _set_phase(self, run: Run, phase: Phase, reason: str) -> None:
+        self._enter(run, phase, reason)
+        self._changed()
+
+    def _enter(self, run: Run, phase: Phase, reason: str) -> None:
         before, run.phase = run.phase, phase
         run.phase_since_wall = clock.wall()
         if phase is Phase.READY:
@@ -197,7 +220,6 @@ class Supervisor:
         self._pen.write("instance", run.key, **{"from": before.value}, to=phase.value, reason=reason)
         if phase in (Phase.READY, Phase.UNREADY):  # one that drains is not unready for that: it finishes its prompts
             self._pen.later(partial(self._journal.marked, run.generation, phase is Phase.READY))
-        self._changed()
 
     async def _run_process(self, run: Run) -> None:
         """Watch one run until it is gone or we are cancelled (= leave). No bug here reaches a sibling."""
@@ -211,7 +233,7 @@ class Supervisor:
                 await asyncio.sleep(1)
 
     async def _finished(self, run: Run, status: Status) -> None:
-        tail, oom = await asyncio.to_thread(self._put_away, run, status)
+        tail, oom = await self._putting_away.ask((run, status))
         info = self._of(run.key).ended(run, status, now(), tail, oom=oom)
         if info.code in spawning.EXEC_FAILED and not info.asked:
             name, cause = spawning.EXEC_FAILED[info.code]
@@ -226,13 +248,9 @@ class Supervisor:
         )
         self._changed()
 
-    def _put_away(self, run: Run, status: Status) -> tuple[tuple[str, ...], bool]:
-        """What is left of an ended run on disk: (end of its log, killed by the kernel for memory?). Blocking."""
-        failpoint("exit_seen")
-        tail, oom = spawning.last_lines(run.spec.log), ran_out_of_memory(run, status)
-        spawning.remove_pid_file(run.spec, run.process.pid)
-        self._journal.ended(run.generation)
-        return tail, oom
+    async def _put_away(self, ended: list[tuple[Run, Status]]) -> list[tuple[tuple[str, ...], bool]]:
+        """What is left of ended runs on disk: (end of its log, killed by the kernel for memory?) of each."""
+        return await asyncio.to_thread(spawning.put_away, self._journal, ended)
 
     def _refused(self, action: StartProcess, error: SpawnError) -> None:
         history = self._of(action.key)

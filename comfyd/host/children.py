@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from comfyd.host.procfs import children_of
+from comfyd.host.procfs import children_of, read_stat
 
 COLLECT_AFTER_S = 0.5
 """From a death until we look for orphans: until then those who wait for their own child are done."""
@@ -21,18 +21,28 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 _register = threading.Lock()
 _awaited: set[int] = set()
+_adopts = False
+"""Whether orphans are known to come to us."""
 
 
 @contextlib.contextmanager
 def birth() -> Iterator[set[int]]:
-    """Fork within this block and add the pid to the given set: nobody else collects it. `forget` it once reaped."""
+    """Fork within this block and add the pid to the given set: nobody else collects it. `bury` it."""
     with _register:
         yield _awaited
 
 
-def forget(pid: int) -> None:
-    with _register:
-        _awaited.discard(pid)
+def bury(pid: int) -> os.waitid_result:
+    """Wait for a child and reap it: nobody waits for it any more. Raises ChildProcessError if it is none of ours."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with _register:  # while others go through the children, none leaves the list
+            found = os.waitid(os.P_PID, pid, os.WEXITED)
+            assert found is not None  # without WNOHANG it waits
+            return found
+    finally:
+        with _register:
+            _awaited.discard(pid)
 
 
 def become_subreaper() -> bool:
@@ -40,9 +50,10 @@ def become_subreaper() -> bool:
 
     Returns whether it was granted. PID 1 gets all orphans anyway.
     """
+    global _adopts
     with contextlib.suppress(OSError, AttributeError):
-        return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
-    return False
+        _adopts = bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    return _adopts
 
 
 def collect() -> int:
@@ -55,6 +66,19 @@ def collect() -> int:
             if not dead:
                 break
     return count
+
+
+def nobody_strange() -> bool:
+    """Whether we get all orphans and have none: no living child but those that somebody waits for.
+
+    So nothing is left of a child that has been reaped and whose process group is empty: what it leaves behind is a
+    child of ours by then, or a descendant of one.
+    """
+    if not _adopts:
+        return False
+    with _register:
+        others = [pid for pid in children_of(os.getpid()) if pid not in _awaited]
+    return not any((stat := read_stat(pid)) is not None and stat.state not in "ZX" for pid in others)
 
 
 def _any_dead() -> bool:

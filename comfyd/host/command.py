@@ -120,8 +120,8 @@ async def _run(command: Command, output: int, started: Started | None) -> Ended:
         with anyio.CancelScope(shield=True):
             # The leader stays a zombie until its session is empty: so its pid cannot name a stranger's session.
             await end_processes(command.uuid, child.pid, command.grace_s)
-            await anyio.to_thread.run_sync(child.wait)
-            children.forget(child.pid)
+            found = await anyio.to_thread.run_sync(children.bury, child.pid)
+            child.returncode = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
     return Ended(child.returncode, why)
 
 

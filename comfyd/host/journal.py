@@ -52,13 +52,14 @@ class Journal:
                 with contextlib.suppress(OSError):
                     self._append({"op": "ready" if ready else "unready", "uuid": uuid})
 
-    def ended(self, uuid: str) -> None:
-        """Forget a run whose end was seen. Where that cannot be written, the next daemon finds it ended."""
+    def ended(self, *uuids: str) -> None:
+        """Forget runs whose end was seen. Where that cannot be written, the next daemon finds them ended."""
         with self._lock:
-            if self._live.pop(uuid, None) is None:
+            known = [uuid for uuid in uuids if self._live.pop(uuid, None) is not None]
+            if not known:
                 return
             with contextlib.suppress(OSError):
-                self._append({"op": "end", "uuid": uuid})
+                self._append(*({"op": "end", "uuid": uuid} for uuid in known))
             if self._lines > COMPACT_AFTER + 2 * len(self._live):
                 with contextlib.suppress(OSError):
                     self._compact()

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from comfyd.host import children
@@ -38,7 +38,7 @@ class Identity:
     uuid: str
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,8 @@ class Process:
     def status(self) -> Status:
         """Reap it (if it is our child) and say how it ended. Call only after its pidfd became readable."""
         try:
-            result = os.waitid(os.P_PID, self.identity.pid, os.WEXITED)
+            result = children.bury(self.identity.pid)
         except ChildProcessError:
-            return Status()
-        finally:
-            children.forget(self.identity.pid)
-        if result is None:
             return Status()
         if result.si_code == os.CLD_EXITED:
             return Status(code=result.si_status)
@@ -102,13 +98,18 @@ class Process:
         self.pidfd = self.barrier = None
 
 
-def child_environment(base: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    """The daemon's environment without COMFYD_* and database URLs, then `changes` (None removes)."""
-    kept = {
+def handed_down(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a child may get of the daemon's environment: neither COMFYD_* nor database URLs."""
+    return {
         name: value
-        for name, value in base.items()
+        for name, value in environment.items()
         if not name.startswith("COMFYD_") and not value.startswith(("postgres://", "postgresql://"))
     }
+
+
+def child_environment(base: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """`base` (see handed_down) with `changes` (None removes)."""
+    kept = dict(base)
     for name, change in changes.items():
         if change is None:
             kept.pop(name, None)

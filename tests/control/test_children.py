@@ -23,8 +23,7 @@ try:
     assert children.collect() == 20
     assert sorted(procfs.children_of(os.getpid())) == sorted([mine, living])
     assert children.collect() == 0
-    assert os.waitid(os.P_PID, mine, os.WEXITED).si_status == 7
-    children.forget(mine)
+    assert children.bury(mine).si_status == 7
     if os.fork() == 0:
         if os.fork() == 0:
             os._exit(3)
@@ -33,6 +32,38 @@ try:
         children.collect()
 finally:
     os.kill(living, signal.SIGKILL)
+print("done")
+"""
+STRANGE = """
+import os, signal
+from comfyd.host import children
+
+def orphan():
+    "A living grandchild whose parent has gone: (pid of the parent, pid)."
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            signal.pause()
+        os.write(writer, str(child).encode())
+        os._exit(0)
+    return parent, int(os.read(reader, 20))
+
+assert not children.nobody_strange()  # who gets no orphans cannot tell
+assert children.become_subreaper()
+assert children.nobody_strange()
+with children.birth() as awaited:
+    parent, strange = orphan()
+    awaited.add(parent)
+try:
+    assert children.bury(parent).si_status == 0
+    assert not children.nobody_strange()
+finally:
+    os.kill(strange, signal.SIGKILL)
+os.waitid(os.P_PID, strange, os.WEXITED | os.WNOWAIT)
+assert children.nobody_strange()  # dead, though not collected yet
 print("done")
 """
 OTHERWISE = """
@@ -52,6 +83,10 @@ print("done")
 def in_a_process(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_an_orphan_that_lives_is_strange() -> None:
+    in_a_process(STRANGE)
 
 
 def test_only_the_dead_that_nobody_waits_for_are_collected() -> None:

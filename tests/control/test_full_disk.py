@@ -15,7 +15,7 @@ import pytest
 
 from comfyd.control.runs import Run
 from comfyd.control.spawning import PART, Spawner
-from comfyd.host import clock, procfs
+from comfyd.host import clock, proc, procfs
 from comfyd.host.journal import COMPACT_AFTER, Journal
 from comfyd.model.base import Now
 from comfyd.model.desired import ProbeSpec
@@ -101,7 +101,7 @@ def test_a_compaction_that_fails_keeps_the_journal_open(tmp_path: Path, journal:
 
 def test_what_cannot_be_recorded_is_not_started_and_not_left_at_its_barrier(tmp_path: Path, journal: Journal) -> None:
     owner = os.urandom(8).hex()
-    spawner = Spawner(journal, clock.boot_id(), procfs.pid_namespace(), owner, dict(os.environ))
+    spawner = Spawner(journal, clock.boot_id(), procfs.pid_namespace(), owner, proc.handed_down(os.environ))
     wanted = [action(tmp_path, f"k{n}") for n in range(PART + 2)]
     before = os.listdir("/proc/self/fd")
     room = 700 * PART  # enough to record the first part, not the second

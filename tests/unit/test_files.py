@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from comfyd.errors import LockHeldError
-from comfyd.host.files import atomic_write, exclusive_lock, flip_link, mount_points, read_bounded
+from comfyd.host.files import atomic_write, exclusive_lock, flip_link, mount_points, read_bounded, sync_replaced
 
 
 def test_a_file_within_the_limit(tmp_path: Path) -> None:
@@ -90,6 +90,17 @@ def test_readers_see_the_old_or_the_new_bytes(tmp_path: Path) -> None:
     reader.join()
     assert seen <= contents
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_was_replaced_unsynced_can_be_synced_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file itself and its folder, in this order."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    file = tmp_path / "a"
+    atomic_write(file, b"1", sync=False)
+    assert (file.read_bytes(), synced) == (b"1", [])
+    sync_replaced(file)
+    assert synced == [str(file), str(tmp_path)]
 
 
 def test_the_mode_is_as_asked_from_the_first_byte(tmp_path: Path) -> None:
