@@ -195,6 +195,7 @@ async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals)
             async with open_control(control), dispatcher:
                 signals.hurry = dispatcher.hurry
                 gc.freeze()  # what start-up made stays: looking through it again and again costs tens of milliseconds
+                gc.enable()
                 await signals.ended.wait()
                 dispatcher.keep_leases = leave()
                 live.draining.set(True)

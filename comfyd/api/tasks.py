@@ -51,7 +51,7 @@ class CreateNamedTask(CreateTask):
 
 
 class TaskQuery(LenientAsk):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     status: AnyCase | None = None
     workflow_name: str | None = None

@@ -13,19 +13,21 @@ _EPOCH_MS_FROM = 10**11
 class Answer(BaseModel):
     """Base of response models. Defaults are part of the answer, so they are required in its schema."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_serialization_defaults_required=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, defer_build=True, json_schema_serialization_defaults_required=True
+    )
 
 
 class Ask(BaseModel):
     """Base of request bodies and queries; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class LenientAsk(BaseModel):
     """Base of bodies and queries that old clients send; unknown keys are ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class ErrorDetail(Answer):

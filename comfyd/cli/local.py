@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -29,6 +30,7 @@ def settings_of(session: Session, **given: Any) -> "Settings":
 @verb("run", argument("--port", type=between(int, 1, 65535), metavar="N", help="of the API (COMFYD_PORT, 8001)"))
 def run(session: Session, port: int | None) -> int:
     """Run the daemon in the foreground. --json writes log records as JSON."""
+    gc.disable()  # start-up makes what stays; the daemon turns it on again once it serves
     settings = settings_of(session, port=port, log_format="json" if session.as_json else None)
     from comfyd.host.files import refuse_if_locked
     from comfyd.wiring import paths_from

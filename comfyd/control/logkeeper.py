@@ -1,8 +1,12 @@
 """Keeps the logs of running processes below their limit. One look for all, more often while something grows fast."""
 
-import asyncio
+import os
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import anyio
+import anyio.to_thread
 
 from comfyd.host.rotate import LIMIT_BYTES, rotate
 from comfyd.logs import get_logger
@@ -24,22 +28,34 @@ class LogKeeper:
 
     async def run_keeping(self) -> None:
         """Until cancelled. A log that cannot be rotated is named once and left alone until it can."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._keep, args=(ended,), name="logs", daemon=True)
+        thread.start()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(thread.join)
+
+    def _keep(self, ended: threading.Event) -> None:
+        """In a thread of its own: the event loop need not wake up for this."""
         wait_s = QUIET_S
-        while True:
-            await asyncio.sleep(wait_s)
-            busy = await asyncio.to_thread(self.keep_once, wait_s)
-            wait_s = BUSY_S if busy else QUIET_S
+        while not ended.wait(wait_s):
+            try:
+                wait_s = BUSY_S if self.keep_once(wait_s) else QUIET_S
+            except Exception as error:
+                log.exception("logs not looked at", reason=str(error))
 
     def keep_once(self, since_s: float) -> bool:
         """One look at every log; rotates what is over the limit. Returns whether something grows fast. Blocking."""
         busy = False
         sizes: dict[str, int] = {}
         for name in self._logs():
-            path = Path(name)
             try:
-                size = path.stat().st_size
+                size = os.stat(name).st_size
                 if size > self._limit:
-                    size -= rotate(path, limit=self._limit)
+                    size -= rotate(Path(name), limit=self._limit)
                 self._broken.discard(name)
             except FileNotFoundError:
                 continue

@@ -36,6 +36,7 @@ from comfyd.store.protocol import NodeStore
 
 log = get_logger("comfyd.control")
 
+LOOKS = 6
 TORN_RETRIES, TORN_PAUSE_S = 3, 0.1
 FLOOD_PAUSE_S = 0.25
 
@@ -109,7 +110,7 @@ class Reconciler:
         self._live.config.set(replace(self._live.config.get(), desired=desired, state="stale"))
 
     async def run_reconciling(self, watcher: Watcher, poll_s: float) -> None:
-        """The loop. Woken by anything; looks again by itself at the plan's wake_at and every poll_s."""
+        """The loop. Woken by anything; looks again by itself at the plan's wake_at, and at the files every poll_s."""
         while True:
             pause_s = 0.0
             try:
@@ -119,16 +120,34 @@ class Reconciler:
             watcher.watch(await asyncio.to_thread(self._hands.watched_dirs))
             self._live.polling.set(watcher.polling)
             await asyncio.sleep(pause_s)
-            await self._sleep_until_woken(poll_s)
+            await self._sleep_until_due(poll_s)
 
-    async def _sleep_until_woken(self, poll_s: float) -> None:
+    async def _sleep_until_due(self, poll_s: float) -> None:
+        """Until woken, or wake_at, or a look at the files finds other ones.
+
+        Where something is held a look is a whole pass, for what it waits for (a port, a GPU) may tell nobody; and so
+        is one look in LOOKS, whatever it might find.
+        """
+        for _ in range(LOOKS):
+            if await self._woken_within(poll_s) or not self._at_rest():
+                return
+            if await asyncio.to_thread(self._hands.read_files) != self._live.config.get().files:
+                return
+
+    async def _woken_within(self, poll_s: float) -> bool:
+        """Whether somebody called, or the plan's time has come."""
         wake_at = self._live.plan.get().wake_at
-        left = poll_s if wake_at is None else min(poll_s, max(0.0, wake_at - clock.mono()))
+        left = math.inf if wake_at is None else max(0.0, wake_at - clock.mono())
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(min(poll_s, left)):
                 await self._live.wake.wait()
         except TimeoutError:
-            return
+            return left <= poll_s
+        return True
+
+    def _at_rest(self) -> bool:
+        decided = self._live.plan.get()
+        return not (decided.actions or decided.holds or decided.warnings) and self._live.config.get().state == "ok"
 
     async def reconcile_once(self) -> Plan:
         """One pass. Returns the plan it applied."""

@@ -1,4 +1,4 @@
-"""Notices an event loop that does not run: a thread of its own calls it every second and waits for the echo.
+"""Notices an event loop that does not run: a thread of its own calls it every two seconds and waits for the echo.
 
 While the loop is blocked nothing else can tell: no route answers. Owns: that thread. Must not: end anything.
 """
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from comfyd.host import clock
 
-LIMIT_S, PERIOD_S = 5.0, 1.0
+LIMIT_S, PERIOD_S = 5.0, 2.0
 FRAMES = 30
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 class Frozen(BaseModel):
     """Immutable, hash by value where all fields are hashable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, defer_build=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,12 @@ from comfyd.control.logkeeper import LogKeeper
 from comfyd.host.rotate import rotate, rotated
 
 WRITER = """
-import os, sys
+import os, sys, time
+begun = time.monotonic()
 for n in range(int(sys.argv[1])):
     os.write(1, b'%099d\\n' % n)
+    if n % 200 == 0:  # 10 MB a second
+        time.sleep(max(0.0, begun + n / 100_000 - time.monotonic()))
 """
 
 

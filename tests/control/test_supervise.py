@@ -457,7 +457,10 @@ async def test_one_that_was_ready_once_is_adopted_unready_and_no_startup_deadlin
 async def test_a_port_that_is_closed_for_long_ends_it_with_the_reason(root: Path) -> None:
     port = free_port()
     async with open_bench(root) as bench:
-        wish = bench.wish("comfyui/0", CLOSABLE.format(port=port), port=port)
+        stubborn = (
+            "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"  # so that it can be seen while it ends
+        )
+        wish = bench.wish("comfyui/0", stubborn + CLOSABLE.format(port=port), port=port, grace=0.5)
         probe = wish.spec.probe.model_copy(update={"liveness_period_s": 0.1, "liveness_failures": 4})
         await bench.start(wish.model_copy(update={"spec": wish.spec.model_copy(update={"probe": probe})}))
         await bench.until(lambda: bench.seen("comfyui/0").phase is Phase.READY)

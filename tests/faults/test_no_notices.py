@@ -1,13 +1,15 @@
 """No inotify: the files are compared from time to time, the log says so once, and status shows it."""
 
 import errno
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.daemon import Daemon
 from tests.faults.surroundings import Shim
-from tests.faults.world import SLACK_S, config, moved, records
+from tests.faults.world import SLACK_S, config, moved, passes, records
 
 POLL_S = 2.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -41,3 +43,19 @@ def test_polling_by_choice_is_shown_and_no_warning(daemon: Daemon) -> None:
     rename_first(daemon.root, "comfyui-main", "polled")
     daemon.until(lambda: daemon.instance(0)["name"] == "polled", POLL_S + SLACK_S)
     assert records(daemon, "file watch lost, polling instead") == []
+
+
+def test_a_look_that_finds_nothing_new_is_no_pass_unless_something_is_held(daemon: Daemon) -> None:
+    """What holds something back (here a port) may tell nobody that it is gone."""
+    daemon.environ |= {"COMFYD_POLL_S": "0.1", "COMFYD_FORCE_POLLING": "true"}
+    daemon.start().until_ready(0, 1)
+    before, since = passes(daemon), time.monotonic()
+    daemon.until(lambda: passes(daemon) > before + 1, what="a pass without cause")
+    assert time.monotonic() - since >= 0.5
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.1", 0))
+        foreign.listen()
+        port = foreign.getsockname()[1]
+        daemon.edit(lambda d: d["instances"].append({"id": 7, "port": port, "name": "late"}))
+        daemon.until(lambda: daemon.state(7) == "blocked")
+    daemon.until_ready(7, timeout_s=10 + SLACK_S)
