@@ -7,14 +7,14 @@ import asyncio
 import hashlib
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from comfyd.api.graphs import complete
 from comfyd.api.operation import Call, op, under_api
 from comfyd.api.taskview import TaskAnswer, TaskView, task_answer, task_view, task_views
-from comfyd.api.wire import Answer, Ask, JsonInt, LenientAsk, rfc3339_ms
+from comfyd.api.wire import Answer, Ask, Instant, JsonInt, LenientAsk, rfc3339_ms
 from comfyd.core.rank import parse_priority, rank_cost
 from comfyd.core.route import route
 from comfyd.errors import ComfydError
@@ -37,6 +37,14 @@ class TaskOptions(LenientAsk):
     user_id: str | None = Field(default=None, max_length=256)
     callback_url: str | None = Field(default=None, max_length=2048, pattern=r"^https?://[^\s]+$")
     max_attempts: Annotated[JsonInt, Field(ge=1, le=100)] = 3
+    run_after: Annotated[Instant, Field(description="not started before this instant")] = None
+    deadline: Annotated[Instant, Field(description="fails if it has not been started by then")] = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.run_after is not None and self.deadline is not None and self.deadline <= self.run_after:
+            raise ValueError("deadline must be later than run_after")
+        return self
 
 
 class CreateTask(TaskOptions):
@@ -133,6 +141,8 @@ async def create(call: Call[Any, None], workflow: str, body: CreateTask) -> Task
         user_id=body.user_id,
         max_attempts=body.max_attempts,
         callback_url=body.callback_url,
+        run_after=body.run_after,
+        deadline=body.deadline,
         idempotency_key=key,
         body_digest=await _digest(workflow, body) if key else "",
     )
@@ -155,7 +165,8 @@ async def _digest(workflow: str, body: CreateTask) -> str:
     """What the caller asked for, whichever of the two addresses was used. In a thread: a graph may be large."""
 
     def made() -> str:
-        asked = {**body.model_dump(mode="json"), "workflow_name": workflow}
+        later = {name for name in ("run_after", "deadline") if getattr(body, name) is None}
+        asked = {**body.model_dump(mode="json", exclude=later), "workflow_name": workflow}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     return await asyncio.to_thread(made)

@@ -22,7 +22,10 @@ class TaskView(Answer):
     priority: str
     user_id: str | None
     attempts: int
+    max_attempts: int
     created_at: str
+    run_after: str | None
+    deadline: str | None
     started_at: str | None
     finished_at: str | None
     task_message: str | None
@@ -90,6 +93,9 @@ def _view(task: Task, ports: dict[str, int], frame: dict[str, Any] | None) -> Ta
         priority=task.priority,
         user_id=task.user_id,
         attempts=task.attempts,
+        max_attempts=task.max_attempts,
+        run_after=rfc3339_ms(task.run_after),
+        deadline=rfc3339_ms(task.deadline),
         created_at=rfc3339_ms(task.created_at) or "",
         started_at=rfc3339_ms(task.started_at),
         finished_at=rfc3339_ms(task.finished_at),

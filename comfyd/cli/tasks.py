@@ -33,6 +33,8 @@ def priority_of(text: str) -> str | int:
     argument("--wait", "-w", action="store_true", help="wait for the end"),
     argument("--output", "-o", metavar="DIR", help="save its files there (waits)"),
     argument("--priority", type=priority_of, metavar="vip|normal|guest|N"),
+    argument("--run-after", metavar="TIME", help="not before then (RFC 3339)"),
+    argument("--deadline", metavar="TIME", help="fails if it has not been started by then"),
     argument("--timeout", type=SECONDS, metavar="S", help="longest wait"),
 )
 def submit(
@@ -43,10 +45,11 @@ def submit(
     output: str | None,
     priority: str | int | None,
     timeout: float | None,
+    **times: str | None,
 ) -> int:
     """Queue a task and print its id. With --wait: exit code 1 if it failed, 4 if the time ran out (it goes on)."""
     graph, fields = _read_body(file)
-    asked: dict[str, Any] = {"priority": priority, **fields}
+    asked: dict[str, Any] = {"priority": priority, **times, **fields}
     made = session.client.create_task(workflow, graph, **asked)
     task_id = made["taskId"]
     if not (wait or output):

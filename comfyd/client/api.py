@@ -151,7 +151,7 @@ class Client:
         **fields: Any,
     ) -> shapes.CreatedTask:
         """Queue a task. graph: ComfyUI API format, None = the stored workflow. fields: params, priority, user_id,
-        max_attempts, callback_url; those that are None are not sent."""
+        max_attempts, run_after, deadline, callback_url; those that are None are not sent."""
         body = {k: v for k, v in fields.items() if v is not None}
         if graph is not None:
             body["params"] = {**body.get("params", {}), "input_data": {"wf_json": dict(graph)}}

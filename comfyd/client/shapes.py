@@ -132,7 +132,10 @@ class Task(TypedDict, total=False):
     priority: str
     user_id: str | None
     attempts: int
+    max_attempts: int
     created_at: str | None
+    run_after: str | None
+    deadline: str | None
     started_at: str | None
     finished_at: str | None
     task_message: str | None

@@ -1,10 +1,12 @@
 """The dispatcher: fills free slots with claims, runs them, finishes them, and re-attaches after a restart.
 
 Owns: this node's leases, `live.evidence` and `live.progress`. Must not: start or stop instances, or read files of
-the configuration. Woken by tasks, observations, freed slots and the next lease to run out; it never ticks.
+the configuration. Woken by tasks, observations, freed slots and what falls due next (a lease, a start, a deadline);
+it never ticks.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -34,6 +36,9 @@ from comfyd.store.protocol import TaskStore
 
 MAX_IN_FLIGHT = 2
 """One prompt runs, one waits: more would take cancel, order and crash recovery out of our hands."""
+
+LOOK_S = 1.0
+"""Without a free slot, a kick makes us look for what falls due at most so often: tasks may come by the thousand."""
 
 _STOPPED = put_back("the daemon was stopped")
 
@@ -68,6 +73,7 @@ class Dispatcher:
         self._attempts: set[Attempt] = set()
         self._cancels = Cancels(self._attempts, self._pace.cancels_s)
         self._full = False
+        self._looked = -math.inf
         self._kick = asyncio.Event()
         self._idle = asyncio.Event()
         self._stopping = self._releasing = False
@@ -162,14 +168,16 @@ class Dispatcher:
                 await self._kick.wait()
 
     async def _claim_once(self) -> float | None:
-        """Fill the free slots. Returns the seconds until a lease runs out, None if nothing has to be awaited."""
+        """Fill the free slots. Returns the seconds until something falls due, None if nothing has to be awaited."""
         if self._closed:
             return None
         room, resting = self._free(), self._links.resting().values()
         self._full = not room
-        if self._full and self._settings.dispatch:
-            return min(resting, default=None)
         now = self._clock()
+        looked_s = now.mono - self._looked
+        if self._full and self._settings.dispatch and looked_s < LOOK_S:
+            return min((*resting, LOOK_S - looked_s))
+        self._looked = now.mono
         with anyio.CancelScope(shield=True):  # what is claimed has to be run or released
             claiming, looking = self._tasks.claim(room, self._settings.lease_s, now), self._tasks.next_expiry(now)
             claims, left = await asyncio.gather(claiming, looking, return_exceptions=True)

@@ -33,7 +33,10 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
 
 
 class NewTask(Frozen):
-    """What create asks for. params: `{"input_data": {"wf_json": {...}}}`. rank_cost: from core.rank."""
+    """What create asks for. params: `{"input_data": {"wf_json": {...}}}`. rank_cost: from core.rank.
+
+    run_after: not claimed before. deadline: fails if it is still, or again, queued then; one that runs goes on.
+    """
 
     workflow_name: str
     environment: str
@@ -43,6 +46,8 @@ class NewTask(Frozen):
     user_id: str | None = None
     max_attempts: int = Field(default=3, ge=1, le=100)
     callback_url: str | None = None
+    run_after: int | None = None
+    deadline: int | None = None
     idempotency_key: str | None = None
     body_digest: str = ""
 
@@ -74,6 +79,8 @@ class Task(Frozen):
     generation: str | None = None
     lease_expires_at: int | None = None
     cancel_requested: bool = False
+    run_after: int | None = None
+    deadline: int | None = None
     progress: dict[str, Any] | None = None
 
 

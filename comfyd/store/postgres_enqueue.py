@@ -12,26 +12,31 @@ from comfyd.errors import ComfydError, StoreError
 from comfyd.model.task import NewTask
 from comfyd.store.ledger import dump
 from comfyd.store.postgres_schema import Connection
+from comfyd.store.task_due import WAITING
 from comfyd.store.task_rows import new_task_id
 
 MAX_BATCH: Final = 200
 MAX_CHARACTERS: Final = 4_000_000
-_INSERT: Final = """
+_INSERT: Final = f"""
 WITH clock AS MATERIALIZED (SELECT comfyd_now_us() AS us), given AS MATERIALIZED (
-    SELECT *, (sum(cost) OVER (PARTITION BY lane ORDER BY n))::bigint AS behind
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::int[],
-                $9::text[], $10::text[], $11::text[], $12::text[])
+    SELECT g.*, waits,
+           (sum(CASE WHEN waits THEN 0 ELSE cost END) OVER (PARTITION BY lane ORDER BY n))::bigint AS behind
+    FROM clock CROSS JOIN
+         unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::int[],
+                $9::text[], $10::text[], $11::text[], $12::text[], $13::bigint[], $14::bigint[])
     WITH ORDINALITY AS g(task_id, workflow_name, environment, priority, user_id, lane, cost, max_attempts,
-                         callback_url, idempotency_key, body_digest, params, n)
+                         callback_url, idempotency_key, body_digest, params, run_after, deadline, n)
+    CROSS JOIN LATERAL (SELECT coalesce(run_after > clock.us / 1000, false) AS waits) AS w
 ), top AS MATERIALIZED (
     SELECT l.lane, greatest(clock.us, (
-        SELECT max(rank) FROM comfyd_task AS t WHERE t.lane = l.lane AND t.finished_at IS NULL
+        SELECT max(rank) FROM comfyd_task AS t WHERE t.lane = l.lane AND t.finished_at IS NULL AND rank < {WAITING}
     )) AS rank FROM (SELECT DISTINCT lane FROM given) AS l CROSS JOIN clock
 )
 INSERT INTO comfyd_task (task_id, workflow_name, environment, state, priority, user_id, lane, rank, max_attempts,
-                         created_at, callback_url, idempotency_key, body_digest, params)
-SELECT task_id, workflow_name, environment, 'PENDING', priority, user_id, lane, top.rank + behind, max_attempts,
-       clock.us / 1000, callback_url, idempotency_key, body_digest, params
+                         created_at, callback_url, idempotency_key, body_digest, params, run_after, deadline)
+SELECT task_id, workflow_name, environment, 'PENDING', priority, user_id, lane,
+       CASE WHEN waits THEN {WAITING} + cost ELSE top.rank + behind END, max_attempts,
+       clock.us / 1000, callback_url, idempotency_key, body_digest, params, run_after, deadline
 FROM given JOIN top USING (lane) CROSS JOIN clock ORDER BY n
 ON CONFLICT DO NOTHING RETURNING task_id, rank, created_at"""
 _THERE: Final = (
@@ -89,6 +94,8 @@ def _columns(entries: Sequence[Entry]) -> tuple[list[Any], ...]:
         [one.idempotency_key for one in new],
         [one.body_digest for one in new],
         [entry.params for entry in entries],
+        [one.run_after for one in new],
+        [one.deadline for one in new],
     )
 
 

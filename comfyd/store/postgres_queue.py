@@ -9,14 +9,34 @@ from uuid import uuid4
 from comfyd.model.task import Slot, TaskState
 from comfyd.store.postgres_rows import COLUMNS, HELD, SERVER_MS, Draft, clock_of, row_of, storable_name
 from comfyd.store.postgres_schema import Connection
+from comfyd.store.task_due import MANY, WAITING, miss, ranked
 from comfyd.store.task_queue import lapse, retake
 from comfyd.store.task_rows import TaskRow, Term
 
-OVERDUE: Final = f"EXISTS (SELECT FROM comfyd_task WHERE lease_expires_at <= {SERVER_MS})"
+_LATE: Final = f"state = 'PENDING' AND deadline IS NOT NULL AND deadline <= {SERVER_MS}"
+_RIPE: Final = f"state = 'PENDING' AND rank >= {WAITING} AND run_after <= {SERVER_MS}"
+_MAY_RUN: Final = f"rank < {WAITING} AND (deadline IS NULL OR deadline > {SERVER_MS})"
+OVERDUE: Final = " OR ".join(
+    f"EXISTS (SELECT FROM comfyd_task WHERE {due})" for due in (f"lease_expires_at <= {SERVER_MS}", _LATE, _RIPE)
+)
 _EXPIRED: Final = (
     f"SELECT {HELD}, {SERVER_MS} AS server_ms FROM comfyd_task WHERE lease_expires_at <= {SERVER_MS} "
-    "ORDER BY seq LIMIT 500 FOR UPDATE SKIP LOCKED"
+    f"ORDER BY seq LIMIT {MANY} FOR UPDATE SKIP LOCKED"
 )
+_MISSED: Final = (
+    f"SELECT {HELD}, {SERVER_MS} AS server_ms FROM comfyd_task WHERE {_LATE} "
+    f"ORDER BY deadline LIMIT {MANY} FOR UPDATE SKIP LOCKED"
+)
+_RIPENED: Final = (
+    f"SELECT seq, lane, rank, run_after FROM comfyd_task WHERE {_RIPE} "
+    f"ORDER BY run_after, seq LIMIT {MANY} FOR UPDATE SKIP LOCKED"
+)
+_TOPS: Final = f"""
+SELECT l.lane, coalesce((
+    SELECT max(rank) FROM comfyd_task AS t WHERE t.lane = l.lane AND t.finished_at IS NULL AND rank < {WAITING}
+), 0) AS rank FROM unnest($1::text[]) AS l(lane)"""
+_RANK: Final = """
+UPDATE comfyd_task AS t SET rank = g.rank FROM unnest($1::bigint[], $2::bigint[]) AS g(seq, rank) WHERE t.seq = g.seq"""
 _T_COLUMNS: Final = ", ".join(f"t.{name.strip()}" for name in COLUMNS.split(","))
 _GRANT: Final = (
     "attempts = t.attempts + 1, message = NULL, lost_token = t.token, lease_expires_at = clock.ms + $1, node_id = $2"
@@ -31,7 +51,7 @@ WITH wanted AS (
     SELECT c.seq, e.environment, row_number() OVER (PARTITION BY e.environment ORDER BY c.rank, c.seq) AS turn
     FROM (SELECT environment, count(*) AS many FROM wanted GROUP BY environment) AS e
     CROSS JOIN LATERAL (
-        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND environment = e.environment
+        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND environment = e.environment AND {_MAY_RUN}
         ORDER BY rank, seq LIMIT e.many FOR UPDATE SKIP LOCKED
     ) AS c
 ), {_CLOCK}
@@ -42,7 +62,8 @@ WHERE t.seq = b.seq RETURNING {_T_COLUMNS}"""
 _FETCH: Final = f"""
 WITH best AS MATERIALIZED (
     SELECT c.seq FROM unnest($3::text[]) AS wanted(name) CROSS JOIN LATERAL (
-        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND {{which}} ORDER BY rank, seq LIMIT 1
+        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND {{which}} AND {_MAY_RUN}
+        ORDER BY rank, seq LIMIT 1
         FOR UPDATE SKIP LOCKED
     ) AS c ORDER BY c.rank, c.seq LIMIT 1
 ), {_CLOCK}
@@ -80,8 +101,23 @@ def wishes_for(slots: Sequence[Slot]) -> list[Wish]:
     return [Wish(slot, secrets.token_hex(16), str(uuid4())) for slot in slots]
 
 
-async def take_back(db: Connection, draft: Draft, wall: float) -> None:
-    """Return tasks whose lease ran out by the server's clock to the queue, and write it."""
+async def settle_due(db: Connection, draft: Draft, wall: float) -> None:
+    """Everything that happens by itself once its time has come by the server's clock; written."""
+    await _take_back(db, draft, wall)
+    for record in await db.fetch(_MISSED):
+        row = row_of(record)
+        miss(draft, row, clock_of(row.pop("server_ms"), wall))
+    await draft.write(db)
+    ripe = await db.fetch(_RIPENED)
+    if ripe:
+        found = await db.fetch(_TOPS, list({row["lane"] for row in ripe}))
+        tops = {record["lane"]: record["rank"] for record in found}
+        placed = ranked(ripe, tops, lambda row: str(row["lane"]))
+        await db.execute(_RANK, [row["seq"] for row, _ in placed], [rank for _, rank in placed])
+
+
+async def _take_back(db: Connection, draft: Draft, wall: float) -> None:
+    """Return tasks whose lease ran out to the queue, and write it."""
     for record in await db.fetch(_EXPIRED):
         row = row_of(record)
         lapse(draft, row, clock_of(row.pop("server_ms"), wall))

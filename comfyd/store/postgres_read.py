@@ -7,9 +7,15 @@ from comfyd.model.task import TERMINAL, Task, TaskFilter, TaskPage, TaskState, T
 from comfyd.store import task_read
 from comfyd.store.postgres_rows import COLUMNS, SERVER_MS, row_of, storable_name
 from comfyd.store.postgres_schema import Connection
+from comfyd.store.task_due import WAITING
 from comfyd.store.task_rows import not_found, task_of
 
 _PENDING: Final = "SELECT coalesce(sum(n), 0)::bigint FROM comfyd_tally WHERE state = 'PENDING'"
+_NEXT_DUE: Final = f"""SELECT least(
+    (SELECT min(lease_expires_at) FROM comfyd_task WHERE lease_expires_at IS NOT NULL),
+    (SELECT min(deadline) FROM comfyd_task WHERE state = 'PENDING' AND deadline IS NOT NULL),
+    (SELECT min(run_after) FROM comfyd_task WHERE state = 'PENDING' AND rank >= {WAITING})
+) - {SERVER_MS}"""
 _SIZE: Final = "octet_length(params) + coalesce(octet_length(output), 0)"
 
 
@@ -93,9 +99,8 @@ async def load(db: Connection, node_id: str) -> dict[int, int]:
 
 
 async def next_expiry(db: Connection) -> float | None:
-    """Seconds on the server's clock until the next lease of any node runs out."""
-    text = f"SELECT min(lease_expires_at) - {SERVER_MS} FROM comfyd_task WHERE lease_expires_at IS NOT NULL"
-    left = await db.fetchval(text)
+    """Seconds on the server's clock until something happens by itself: a lease, a start, a deadline."""
+    left = await db.fetchval(_NEXT_DUE)
     return None if left is None else left / 1000
 
 

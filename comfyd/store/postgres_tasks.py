@@ -98,7 +98,7 @@ class PostgresTasks:
             if again and (rows := await self._granted(db, wishes)):
                 return rows
             tries.append(draft := Draft())
-            await self._take_back(db, draft, now)
+            await self._settle_due(db, draft, now)
             return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall)
 
         rows = await self._call(work)
@@ -106,12 +106,12 @@ class PostgresTasks:
             failpoint("lease_committed")
         return self._claims(rows, wishes)
 
-    async def _take_back(self, db: Connection, draft: Draft, now: Now) -> None:
+    async def _settle_due(self, db: Connection, draft: Draft, now: Now) -> None:
         if not await db.fetchval(f"SELECT {postgres_queue.OVERDUE}"):
             return
         lapsed = Draft()
         async with db.transaction():
-            await postgres_queue.take_back(db, lapsed, now.wall)
+            await postgres_queue.settle_due(db, lapsed, now.wall)
         draft.notes += lapsed.notes
 
     async def _granted(self, db: Connection, wishes: Sequence[Wish]) -> Rows:
@@ -145,7 +145,7 @@ class PostgresTasks:
             if again and (rows := await postgres_queue.granted(db, [grant[2]], self._node_id)):
                 return rows[0]
             tries.append(draft := Draft())
-            await self._take_back(db, draft, now)
+            await self._settle_due(db, draft, now)
             names = workflow_names, environments
             return await postgres_queue.fetch(db, draft, names, targets, grant, now.wall)
 
@@ -227,7 +227,7 @@ class PostgresTasks:
         if again and (rows := await self._granted(db, wishes)):
             return rows
         if await db.fetchval(f"SELECT {postgres_queue.OVERDUE}"):
-            await postgres_queue.take_back(db, draft, now.wall)
+            await postgres_queue.settle_due(db, draft, now.wall)
         return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall)
 
     async def update(self, change: ExternalUpdate, lease_s: float, now: Now) -> Task:

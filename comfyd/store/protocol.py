@@ -87,7 +87,8 @@ class TaskStore(Protocol):
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
         """Lease the best queued or lease-expired task for each slot (rank, then creation), at most one per slot.
         One statement per commit writes owner, random token, key, generation, prompt_id = uuid4; state PROCESSING;
-        attempts + 1. A task past max_attempts is failed with the reason instead of claimed."""
+        attempts + 1. A task past max_attempts is failed with the reason instead of claimed, and so is one past its
+        deadline; none is claimed before its run_after."""
         ...
 
     async def fetch(
@@ -140,7 +141,8 @@ class TaskStore(Protocol):
         ...
 
     async def next_expiry(self, now: Now) -> float | None:
-        """Seconds until the next lease runs out (<= 0: now), None if no lease."""
+        """Seconds until the next lease runs out, the next task may run or a queued one misses its deadline (<= 0: now);
+        None if nothing of that lies ahead. A claim, also one without slots, then does what is due."""
         ...
 
     async def pending(self, environments: Sequence[str]) -> int: ...

@@ -1,5 +1,6 @@
 """TaskStore on the embedded database: each method is one operation on the writer thread."""
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
@@ -20,6 +21,7 @@ from comfyd.model.task import (
 )
 from comfyd.store import task_enqueue, task_external, task_finish, task_queue, task_read
 from comfyd.store.ledger import Transaction, dump
+from comfyd.store.task_due import next_due_ms
 from comfyd.store.task_rows import Clock, TaskRow, Term, claim_of, new_task_id, stale, task_of, task_of_new
 from comfyd.store.writer import Writer
 
@@ -96,8 +98,12 @@ class SqliteTasks:
         return dict(await self._writer.read(task_read.load))
 
     async def next_expiry(self, now: Now) -> float | None:
-        at = await self._writer.read(task_read.next_expiry)
-        return None if at is None else at - now.mono
+        def look(db: sqlite3.Connection) -> list[float]:
+            lapse, due = task_read.next_lapse(db), next_due_ms(db)
+            left = [] if lapse is None else [lapse - now.mono]
+            return left if due is None else [*left, due / 1000 - now.wall]
+
+        return min(await self._writer.read(look), default=None)
 
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
         granted = await self._writer.write(self._claim(slots, lease_s, self._clock(now)), after=_leased)

@@ -12,20 +12,16 @@ from comfyd.model.task import NewTask
 from comfyd.store.insert import Insert
 from comfyd.store.known import Lane
 from comfyd.store.ledger import Transaction, dump
+from comfyd.store.task_due import WAITING, top, waits
 from comfyd.store.task_rows import Clock
 
 _TASKS = Insert(
     "task (seq, task_id, workflow_name, environment, state, priority, user_id, rank, max_attempts, created_at, "
-    "callback_url, idempotency_key, body_digest)",
-    "(?, ?, ?, ?, 'PENDING', ?, ?, ?, ?, ?, ?, ?, ?)",
+    "callback_url, idempotency_key, body_digest, run_after, deadline)",
+    "(?, ?, ?, ?, 'PENDING', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
 )
 _PARAMS = Insert("task_params (seq, json)", "(?, ?)")
 _NEWEST = "SELECT coalesce(max(seq), 0) FROM task"
-# INDEXED BY: without statistics the planner may prefer the index on state, which grows with the queue.
-_TOP = (
-    "SELECT coalesce(max(rank), 0) FROM task INDEXED BY task_lane "
-    "WHERE finished_at IS NULL AND user_id IS ? AND priority = ?"
-)
 _SAME_KEY = "SELECT seq, body_digest FROM task WHERE idempotency_key = ?"
 
 
@@ -68,7 +64,7 @@ class _Batch:
         self.tasks: list[tuple[Any, ...]] = []
         self.params: list[tuple[int, str]] = []
         self.places: dict[tuple[str, str], int] = {}
-        self._db, self._known = tx.db, tx.known
+        self._tx, self._db, self._known = tx, tx.db, tx.known
         seq = tx.known.seq
         self._seq: int = seq if seq is not None else tx.db.execute(_NEWEST).fetchone()[0]
         self._lanes: dict[Lane, int] = {}
@@ -81,13 +77,12 @@ class _Batch:
             known = self._keys.get(key) or self._db.execute(_SAME_KEY, (key,)).fetchone()
             if known is not None:
                 return (known[0], False) if known[1] == new.body_digest else _mismatch()
-        lane = new.user_id, new.priority
-        self._lanes[lane] = rank = max(clock.us, self._top(lane)) + new.rank_cost
+        rank = WAITING + new.rank_cost if waits(new, clock.ms) else self._behind(new, clock)
         self._seq = seq = self._seq + 1
         if key is not None:
             self._keys[key] = (seq, new.body_digest)
         place = new.workflow_name, new.environment
-        costs = new.max_attempts, clock.ms, new.callback_url, key, new.body_digest
+        costs = new.max_attempts, clock.ms, new.callback_url, key, new.body_digest, new.run_after, new.deadline
         self.tasks.append((seq, entry.task_id, *place, new.priority, new.user_id, rank, *costs))
         self.params.append((seq, entry.params))
         home = new.environment, new.workflow_name
@@ -95,9 +90,12 @@ class _Batch:
         self.added.append(entry)
         return rank, True
 
-    def _top(self, lane: Lane) -> int:
-        top = self._lanes.get(lane) or self._known.top(lane)
-        return top if top is not None else int(self._db.execute(_TOP, lane).fetchone()[0])
+    def _behind(self, new: NewTask, clock: Clock) -> int:
+        """The rank of an arrival: behind the others of its lane."""
+        lane = new.user_id, new.priority
+        rank = max(clock.us, self._lanes.get(lane) or top(self._tx, lane)) + new.rank_cost
+        self._lanes[lane] = rank
+        return rank
 
     def remember(self) -> None:
         """Once the rows are inserted."""

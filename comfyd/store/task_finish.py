@@ -126,6 +126,11 @@ def _end(
     return now
 
 
+def end_unreported(tx: Changes, row: TaskRow, outcome: Outcome, clock: Clock) -> TaskRow:
+    """Terminal, and no holder said so: its token is only good for late evidence."""
+    return _end(tx, row, outcome, clock, lost=True)
+
+
 def cancel(tx: Transaction, task_id: str, clock: Clock) -> TaskRow:
     return cancel_row(tx, find(tx.db, task_id), clock)
 
@@ -135,7 +140,7 @@ def cancel_row(tx: Changes, row: TaskRow, clock: Clock) -> TaskRow:
     if state in TERMINAL:
         raise illegal(row["task_id"], state, TaskState.CANCELLED)
     if state is not TaskState.PROCESSING:
-        return _end(tx, row, Outcome(state=TaskState.CANCELLED, message="Cancelled on request."), clock, lost=True)
+        return end_unreported(tx, row, Outcome(state=TaskState.CANCELLED, message="Cancelled on request."), clock)
     if row["cancel_requested"]:
         return row
     moved(tx, row, state, "cancel requested", clock.wall)
@@ -149,6 +154,7 @@ def retry(tx: Transaction, task_id: str, clock: Clock) -> TaskRow:
 def retry_row(tx: Changes, row: TaskRow, clock: Clock) -> TaskRow:
     if row["state"] not in {TaskState.FAILED, TaskState.CANCELLED}:
         raise illegal(row["task_id"], row["state"], TaskState.PENDING)
+    missed = row["deadline"] is not None and row["deadline"] <= clock.ms
     moved(tx, row, TaskState.PENDING, "retried by hand", clock.wall)
     return change(
         tx,
@@ -166,4 +172,5 @@ def retry_row(tx: Changes, row: TaskRow, clock: Clock) -> TaskRow:
         lost_token=None,
         done_token=None,
         done_digest=None,
+        deadline=None if missed else row["deadline"],
     )

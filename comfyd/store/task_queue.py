@@ -7,13 +7,15 @@ from typing import Any
 
 from comfyd.model.task import Outcome, Slot, TaskState
 from comfyd.store.ledger import Changes, Transaction
+from comfyd.store.task_due import WAITING, fall_due
 from comfyd.store.task_finish import put_back
-from comfyd.store.task_read import next_expiry
+from comfyd.store.task_read import next_lapse
 from comfyd.store.task_rows import ALL, Clock, TaskRow, Term, change, find, moved, named, stale
 
+_MAY_RUN = f"rank < {WAITING} AND (deadline IS NULL OR deadline > ?)"
 # INDEXED BY: without statistics the planner may prefer the index on state, which grows with the queue.
 _NEXT = (
-    f"SELECT {ALL} FROM task INDEXED BY task_queue WHERE state = 'PENDING' AND environment = ? "
+    f"SELECT {ALL} FROM task INDEXED BY task_queue WHERE state = 'PENDING' AND environment = ? AND {_MAY_RUN} "
     "ORDER BY rank, seq LIMIT 1"
 )
 _EXPIRED = f"SELECT {ALL} FROM task INDEXED BY task_held WHERE token IS NOT NULL AND lease_mono <= ?"
@@ -24,15 +26,21 @@ _OF_NODE = (
 _PLACE = ("started_at", "node_id", "slot", "generation", "instance", "target_port", "prompt_id", "holder")
 _BEST_OF_ENVIRONMENT = (
     "SELECT rank, seq, environment FROM task INDEXED BY task_queue "
-    "WHERE state = 'PENDING' AND environment = ? ORDER BY rank, seq LIMIT 1"
+    f"WHERE state = 'PENDING' AND environment = ? AND {_MAY_RUN} ORDER BY rank, seq LIMIT 1"
 )
 _BEST_OF_WORKFLOW = (
     "SELECT rank, seq, environment FROM task INDEXED BY task_workflow_queue "
-    "WHERE state = 'PENDING' AND workflow_name = ? {where} ORDER BY rank, seq LIMIT 1"
+    f"WHERE state = 'PENDING' AND workflow_name = ? AND {_MAY_RUN} {{where}} ORDER BY rank, seq LIMIT 1"
 )
 _NEXT_ENVIRONMENT = (
     "SELECT min(environment) FROM task INDEXED BY task_queue WHERE state = 'PENDING' AND environment > ?"
 )
+
+
+def settle_due(tx: Transaction, clock: Clock) -> None:
+    """Everything that happens by itself once its time has come."""
+    take_back(tx, clock)
+    fall_due(tx, clock)
 
 
 def take_back(tx: Transaction, clock: Clock) -> None:
@@ -42,7 +50,7 @@ def take_back(tx: Transaction, clock: Clock) -> None:
     expired = tx.db.execute(_EXPIRED, (clock.mono,)).fetchall()
     for row in map(named, expired):
         lapse(tx, row, clock)
-    left = next_expiry(tx.db)
+    left = next_lapse(tx.db)
     tx.known.expiry_mono = math.inf if left is None else left
 
 
@@ -56,10 +64,10 @@ def claim(
     tx: Transaction, wanted: Sequence[tuple[Slot, Term, str]], node_id: str, clock: Clock
 ) -> list[tuple[TaskRow, Term, Slot]]:
     """Fill each slot with the best queued task of its environment."""
-    take_back(tx, clock)
+    settle_due(tx, clock)
     granted = []
     for slot, term, prompt_id in wanted:
-        found = tx.db.execute(_NEXT, (slot.environment,)).fetchone()
+        found = tx.db.execute(_NEXT, (slot.environment, clock.ms)).fetchone()
         if found is not None:
             place = {
                 "started_at": clock.ms,
@@ -103,11 +111,11 @@ def fetch(
     term: Term,
     clock: Clock,
 ) -> TaskRow | None:
-    take_back(tx, clock)
+    settle_due(tx, clock)
     if workflows is None:
-        found = _best_of_environments(tx.db, environments)
+        found = _best_of_environments(tx.db, environments, clock.ms)
     else:
-        found = _best_of_workflows(tx.db, workflows, environments)
+        found = _best_of_workflows(tx.db, workflows, environments, clock.ms)
     if not found:
         return None
     _, seq, environment = min(found)
@@ -116,9 +124,11 @@ def fetch(
     return _grant(tx, row, TaskState.FETCHED, place, term, clock)
 
 
-def _best_of_environments(db: sqlite3.Connection, environments: Sequence[str] | None) -> list[tuple[int, int, str]]:
+def _best_of_environments(
+    db: sqlite3.Connection, environments: Sequence[str] | None, ms: int
+) -> list[tuple[int, int, str]]:
     names = _queued_environments(db) if environments is None else environments
-    rows = (db.execute(_BEST_OF_ENVIRONMENT, (name,)).fetchone() for name in names)
+    rows = (db.execute(_BEST_OF_ENVIRONMENT, (name, ms)).fetchone() for name in names)
     return [tuple(row) for row in rows if row is not None]
 
 
@@ -133,13 +143,14 @@ def _queued_environments(db: sqlite3.Connection) -> list[str]:
 
 
 def _best_of_workflows(
-    db: sqlite3.Connection, workflows: Sequence[str], environments: Sequence[str] | None
+    db: sqlite3.Connection, workflows: Sequence[str], environments: Sequence[str] | None, ms: int
 ) -> list[tuple[int, int, str]]:
     where, names = "", tuple[str, ...]()
     if environments is not None:
         where, names = f"AND environment IN ({', '.join('?' * len(environments))})", tuple(environments)
     rows = (
-        db.execute(_BEST_OF_WORKFLOW.format(where=where), (workflow, *names)).fetchone() for workflow in set(workflows)
+        db.execute(_BEST_OF_WORKFLOW.format(where=where), (workflow, ms, *names)).fetchone()
+        for workflow in set(workflows)
     )
     return [tuple(row) for row in rows if row is not None]
 

@@ -115,7 +115,7 @@ def load(db: sqlite3.Connection) -> Mapping[int, int]:
     }
 
 
-def next_expiry(db: sqlite3.Connection) -> float | None:
+def next_lapse(db: sqlite3.Connection) -> float | None:
     """Boot-time seconds at which the next lease runs out."""
     row = db.execute(f"SELECT min(lease_mono) {_LEASED}").fetchone()
     return None if row[0] is None else float(row[0])

@@ -16,12 +16,14 @@ from comfyd.store.ledger import Changes, from_json
 _SHOWN: Final = (
     "seq, task_id, workflow_name, environment, state, priority, user_id, rank, attempts, max_attempts, infra_losses, "
     "cancel_requested, created_at, started_at, finished_at, message, output, callback_url, node_id, generation, "
-    "instance, target_port, prompt_id, lease_expires_at"
+    "instance, target_port, prompt_id, lease_expires_at, run_after, deadline"
 )
 _HELD: Final = "holder, token, lost_token, done_token, done_digest"
 NAMES: Final = f"{_SHOWN}, params, {_HELD}".split(", ")
 SHOWN: Final = f"{_SHOWN}, (SELECT json FROM task_params WHERE task_params.seq = task.seq) AS params"
 ALL: Final = f"{SHOWN}, {_HELD}"
+BARE: Final = f"{_SHOWN}, NULL AS params, {_HELD}"
+"""All but the workflow, which may have megabytes."""
 TaskRow = dict[str, Any]
 """Columns of `SHOWN` or `ALL` by name."""
 _LEASED: Final = frozenset({TaskState.FETCHED, TaskState.PROCESSING})
@@ -145,6 +147,8 @@ def task_of(row: TaskRow, params: dict[str, Any] | None = None) -> Task:
         callback_url=row["callback_url"],
         lease_expires_at=row["lease_expires_at"] if state in _LEASED else None,
         cancel_requested=bool(row["cancel_requested"]),
+        run_after=row["run_after"],
+        deadline=row["deadline"],
         **placed,
     )
 
@@ -164,6 +168,8 @@ def task_of_new(new: NewTask, task_id: str, rank: int, created_at: int) -> Task:
             "max_attempts": new.max_attempts,
             "created_at": created_at,
             "callback_url": new.callback_url,
+            "run_after": new.run_after,
+            "deadline": new.deadline,
         }
     )
 

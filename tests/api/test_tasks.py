@@ -14,6 +14,7 @@ from tests.api.world import GRAPH, JSON, World, now, world
 TASK_KEYS = {
     "taskId", "workflow_name", "environment", "target_port", "status", "params", "priority", "user_id", "attempts",
     "created_at", "started_at", "finished_at", "task_message", "output_data", "progress", "instance",
+    "max_attempts", "run_after", "deadline",
 }  # fmt: skip
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -329,3 +330,21 @@ async def test_every_task_route_has_its_second_address(tmp_path: Path) -> None:
             assert (await w.get(f"/api{path}")).status == 200
             assert (await w.get(path)).json == (await w.get(f"/api{path}")).json
         assert (await w.post("/comfyui-update-task", data="{}", headers=JSON)).code == "validation_failed"
+
+
+@pytest.mark.asyncio
+async def test_a_task_may_wait_and_may_have_a_deadline(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        later = int(now().wall) + 3600
+        task = await create(
+            w, {"run_after": later, "deadline": "2100-01-01T00:00:00+01:00"}, **{"Idempotency-Key": "k"}
+        )
+        assert (task["status"], task["deadline"]) == ("PENDING", "2099-12-31T23:00:00.000Z")
+        assert STAMP.fullmatch(task["run_after"])
+        assert (await w.get("/comfyui-fetch-task")).json == {}
+        again = await create(
+            w, {"run_after": later * 1000, "deadline": "2099-12-31T23:00:00Z"}, **{"Idempotency-Key": "k"}
+        )
+        assert again["taskId"] == task["taskId"], "the same instants written otherwise"
+        for times in ({"run_after": "soon"}, {"run_after": later, "deadline": later}, {"deadline": True}):
+            assert (await w.post("/tasks/create/paint", times)).code == "validation_failed"

@@ -435,3 +435,33 @@ async def test_without_dispatch_expired_leases_of_outside_workers_still_return(t
             assert claim is not None
             bench.live.task_wake.set()
             await bench.until_state(task, TaskState.PENDING)
+
+
+async def test_what_falls_due_happens_by_itself_also_while_every_slot_is_full(tmp_path: Path, fakes: Fakes) -> None:
+    async with rig(tmp_path) as bench:
+        bench.add(fakes())
+        bench.publish()
+        async with bench.dispatcher():
+            running = [await bench.enqueue(sleep(30)) for _ in range(2)]
+            for task_id in running:
+                await bench.until_state(task_id, TaskState.PROCESSING)
+            soon = int(now().wall * 1000) + 1500
+            missed = await bench.enqueue(fresh(), deadline=soon)
+            task = await bench.done(missed, timeout_s=5)
+            assert (task.status, task.attempts) == (TaskState.FAILED, 0)
+            assert task.finished_at is not None
+            assert soon <= task.finished_at <= soon + 1000
+            for task_id in running:
+                await bench.cancel(task_id)
+
+
+async def test_a_task_starts_at_its_time_by_a_timer(tmp_path: Path, fakes: Fakes) -> None:
+    async with rig(tmp_path) as bench:
+        bench.add(fakes())
+        bench.publish()
+        async with bench.dispatcher():
+            soon = int(now().wall * 1000) + 700
+            task = await bench.done(await bench.enqueue(fresh(), run_after=soon), timeout_s=5)
+            assert task.status is TaskState.COMPLETED
+            assert task.started_at is not None
+            assert soon <= task.started_at <= soon + 1000

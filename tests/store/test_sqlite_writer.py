@@ -11,6 +11,7 @@ import pytest
 
 from comfyd import failpoint
 from comfyd.errors import StoreError
+from comfyd.model.base import Now
 from comfyd.model.task import TaskFilter, TaskState
 from comfyd.store.ledger import Transaction
 from comfyd.store.open import Stores
@@ -202,6 +203,9 @@ async def test_no_statement_of_the_queue_walks_the_table(sqlite: SqliteEngine) -
         await stores.tasks.finish_and_claim(claim.lease, DONE, [slot()], LEASE_S, sqlite.now())
         await stores.tasks.recover(stores.node.node_id, LEASE_S, sqlite.now())
         await stores.tasks.next_expiry(sqlite.now())
+        for times in ({"run_after": 10**13}, {"run_after": 1, "deadline": 2}, {"deadline": 10**13}):
+            await enqueue(stores, sqlite, **times)
+        await stores.tasks.claim([], LEASE_S, Now(1000, 2e10))
         await stores.tasks.load()
         await stores.tasks.list(TaskFilter(status=TaskState.FAILED, cursor="9"))
         await stores.tasks.list(TaskFilter(workflow_name="w"))
@@ -215,7 +219,16 @@ async def test_no_statement_of_the_queue_walks_the_table(sqlite: SqliteEngine) -
         }
     assert len(plans) > 20
     used = " ".join(line for plan in plans.values() for line in plan)
-    for index in ("task_queue", "task_workflow_queue", "task_lane", "task_held", "task_idempotency", "task_ended"):
+    for index in (
+        "task_queue",
+        "task_workflow_queue",
+        "task_lane",
+        "task_held",
+        "task_idempotency",
+        "task_ended",
+        "task_waiting",
+        "task_deadline",
+    ):
         assert index in used
     for sql, plan in plans.items():
         text = " | ".join(plan)
