@@ -96,7 +96,8 @@ class Link:
                 await self._task
         if self._pool is not None:
             try:
-                await asyncio.wait_for(self._pool.close(), CONNECT_S)
+                async with asyncio.timeout(CONNECT_S):
+                    await self._pool.close()
             except Exception:
                 self._pool.terminate()
 
@@ -132,7 +133,8 @@ class Link:
         """The pool. While the first try to connect lasts, its end is awaited."""
         if not self._tried.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._tried.wait(), CONNECT_S)
+                async with asyncio.timeout(CONNECT_S):
+                    await self._tried.wait()
         if self._trouble is not None:
             trouble = self._trouble
             raise StoreError(trouble.message, code=trouble.code, retryable=trouble.retryable)
@@ -164,7 +166,8 @@ class Link:
         """A connection to listen on. With it the pool is known to be of use."""
         db = await self._open()
         try:
-            await asyncio.wait_for(migrate(db), 60)
+            async with asyncio.timeout(60):  # not wait_for: that of Python 3.11 may swallow the cancel of `close`
+                await migrate(db)
             await db.add_listener(CHANNEL, lambda *_: self._wake())
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
@@ -192,7 +195,8 @@ class Link:
         while not lost.is_set():
             self._wake()
             with suppress(TimeoutError):
-                await asyncio.wait_for(lost.wait(), POLL_S)
+                async with asyncio.timeout(POLL_S):
+                    await lost.wait()
                 return
             try:
                 await db.execute(_FOLD, FOLD_LOCK)
