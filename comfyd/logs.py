@@ -10,10 +10,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -70,28 +70,98 @@ def configure(level: str, fmt: str, log_file: Path | None) -> None:
         structlog.processors.format_exc_info,
         _clean,
     ]
+    as_json = structlog.processors.JSONRenderer(ensure_ascii=False)
+    as_text = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ)
+    use_json = fmt == "json" or (fmt == "auto" and not sys.stderr.isatty())
+    outputs: list[tuple[Any, Output]] = [(as_json if use_json else as_text, LineStream(sys.stderr))]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        outputs.append((as_json, LineFile(log_file)))
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, _as_it_is],
+        logger_factory=lambda name: Direct(name, outputs),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         cache_logger_on_first_use=True,
     )
-    as_json = Once(structlog.processors.JSONRenderer(ensure_ascii=False), shared)
-    as_text = Once(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ), shared)
-    use_json = fmt == "json" or (fmt == "auto" and not sys.stderr.isatty())
+    _take_over(outputs, shared, level)
+    if log_file is not None:
+        _link_older_name(log_file)
+
+
+def _take_over(outputs: Iterable[tuple[Any, "Output"]], shared: list[Any], level: str) -> None:
+    """Records of libraries, made by the standard library, get the same shape."""
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(level)
-    _add(root, logging.StreamHandler(sys.stderr), as_json if use_json else as_text)
-    if log_file is not None:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        _add(root, LineFile(log_file), as_json)
-        _link_older_name(log_file)
+    for renderer, output in outputs:
+        chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+        output.setFormatter(structlog.stdlib.ProcessorFormatter(processors=chain, foreign_pre_chain=shared))
+        root.addHandler(output)
     for talkative in ("aiohttp.access", "watchfiles"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
 
 
-class LineFile(logging.Handler):
+def _as_it_is(
+    _: Any, __: str, event: MutableMapping[str, Any]
+) -> tuple[tuple[MutableMapping[str, Any]], dict[str, Any]]:
+    return (event,), {}
+
+
+class Direct:
+    """Where structured records end: straight in the outputs, each rendering made once.
+
+    By way of the standard library a line takes twice as long, and where hundreds of processes end there are many.
+    """
+
+    def __init__(self, name: str, outputs: Sequence[tuple[Any, "Output"]]) -> None:
+        self.name = name
+        self._outputs = outputs
+
+    def msg(self, event: MutableMapping[str, Any]) -> None:
+        made: dict[int, str] = {}
+        for renderer, output in self._outputs:
+            if id(renderer) not in made:
+                made[id(renderer)] = renderer(None, "", dict(event))
+            output.line(self.name, made[id(renderer)])
+
+    debug = info = warning = error = critical = msg
+
+
+class Output(logging.Handler):
+    """Takes whole lines, and records of the standard library."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        self.line(record.name, text)
+
+    def line(self, name: str, text: str) -> None:
+        """Write one line of the logger `name`. Never raises."""
+        self.acquire()
+        try:
+            self.put(name, text)
+        finally:
+            self.release()
+
+    def put(self, name: str, text: str) -> None:
+        raise NotImplementedError
+
+
+class LineStream(Output):
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def put(self, name: str, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+
+class LineFile(Output):
     """Appends whole lines to a file. A full disk costs the lines that do not fit, never the caller, and no line is
     torn into another one; how many were lost is told as soon as there is room again."""
 
@@ -101,25 +171,18 @@ class LineFile(logging.Handler):
         self._torn = False
         self._lost = 0
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record)
-        except Exception:
-            self.handleError(record)
-            return
-        if self._lost and self._append(self.format(self._loss(record))):
+    def put(self, name: str, text: str) -> None:
+        if self._lost and self._append(self.format(self._loss(name))):
             self._lost = 0
-        self._lost += not self._append(line)
+        self._lost += not self._append(text)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             os.close(self._fd)
         super().close()
 
-    def _loss(self, at: logging.LogRecord) -> logging.LogRecord:
-        made = logging.LogRecord(at.name, logging.ERROR, "", 0, "log records lost: %d", (self._lost,), None)
-        made.created = at.created
-        return made
+    def _loss(self, name: str) -> logging.LogRecord:
+        return logging.LogRecord(name, logging.ERROR, "", 0, "log records lost: %d", (self._lost,), None)
 
     def _append(self, line: str) -> bool:
         data = ("\n" if self._torn else "").encode() + line.encode("utf-8", "backslashreplace") + b"\n"
@@ -143,25 +206,3 @@ def _link_older_name(log_file: Path) -> None:
         link.symlink_to(log_file.name)
     except OSError as error:
         get_logger("comfyd").warning("no link to the log", link=str(link), reason=str(error))
-
-
-class Once(logging.Formatter):
-    """Renders each record once, however many handlers share it."""
-
-    def __init__(self, renderer: Any, shared: list[Any]) -> None:
-        super().__init__()
-        chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
-        self._inner = structlog.stdlib.ProcessorFormatter(processors=chain, foreign_pre_chain=shared)
-        self._last: tuple[logging.LogRecord | None, str] = (None, "")
-
-    def format(self, record: logging.LogRecord) -> str:
-        known, text = self._last  # one tuple: other threads log as well
-        if known is not record:
-            text = self._inner.format(record)
-            self._last = record, text
-        return text
-
-
-def _add(root: logging.Logger, handler: logging.Handler, formatter: logging.Formatter) -> None:
-    handler.setFormatter(formatter)
-    root.addHandler(handler)

@@ -140,12 +140,13 @@ def _write_pid_file(spec: ProcessSpec, process: Process, batch: _Batch) -> None:
 
 
 def put_away(journal: Journal, ended: Sequence[tuple[Run, Status]]) -> list[tuple[tuple[str, ...], bool]]:
-    """For each ended run the end of its log, and whether the kernel killed it for memory; its traces are removed.
-
-    Blocking.
-    """
+    """For each ended run the end of its log (if nobody asked it to end), and whether the kernel killed it for memory;
+    its traces are removed. Blocking."""
     failpoint("exit_seen")
-    found = [(last_lines(run.spec.log), ran_out_of_memory(run, status)) for run, status in ended]
+    found = [
+        (() if run.stop is not None and run.stop.asked else last_lines(run.spec.log), ran_out_of_memory(run, status))
+        for run, status in ended
+    ]
     for run, _ in ended:
         remove_pid_file(run.spec, run.process.pid)
     journal.ended(*(run.generation for run, _ in ended))
