@@ -211,7 +211,8 @@ class Reconciler:
     async def _record_outputs(self, starts: Sequence[StartProcess]) -> None:
         """The output folder is decided at the first start and kept: a new sibling must not move it."""
         fresh = [s for s in starts if s.process.instance is not None and s.key not in self._facts.outputs]
-        await asyncio.gather(*(self._node.put_fact(f"output/{s.key}", {"output": s.process.output}) for s in fresh))
+        if fresh:
+            await self._node.note({f"output/{s.key}": {"output": s.process.output} for s in fresh})
         self._facts.outputs.update({s.key: s.process.output for s in fresh})
 
     async def _read_desired(self) -> DesiredState:

@@ -15,7 +15,7 @@ log = get_logger("comfyd.control")
 Entry = tuple[str, str, dict[str, Any], float]
 """type, subject, data, wall seconds."""
 BATCH = 200
-"""Entries that are handed to the store together, so that they share its commits."""
+"""Entries that share a commit."""
 LINES = 5
 
 
@@ -57,12 +57,13 @@ class Pen:
         facts, self._facts = self._facts, {}
         lost = 0
         try:
-            await asyncio.gather(*(self._node.put_fact(key, value) for key, value in facts.items()))
+            if facts:
+                await self._node.note(facts)
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
                 lost = len(batch)
                 await self._tell(batch)
-                await asyncio.gather(*(self._node.append_event(*entry) for entry in batch))
+                await self._node.note({}, batch)
         except ComfydError as error:
             rest, self._queue = self._queue, deque()
             await self._tell(rest)

@@ -19,6 +19,9 @@ from comfyd.model.task import (
     TaskStats,
 )
 
+Noted = tuple[str, str, Mapping[str, Any], float]
+"""Type, subject, data, wall seconds of an event."""
+
 
 class NodeStore(Protocol):
     """Facts of this node. Every write is on disk (FULL) when the call returns."""
@@ -57,6 +60,10 @@ class NodeStore(Protocol):
         ...
 
     async def put_fact(self, key: str, value: Mapping[str, Any]) -> None: ...
+
+    async def note(self, facts: Mapping[str, Mapping[str, Any]], events: Sequence[Noted] = ()) -> None:
+        """put_fact and append_event for many at once, in one commit."""
+        ...
 
     async def delete_fact(self, key: str) -> None: ...
 

@@ -1,7 +1,7 @@
 """NodeStore on the embedded database: overrides, the event log, small facts, the node's id."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -9,6 +9,7 @@ from comfyd.failpoint import failpoint
 from comfyd.model.desired import Override
 from comfyd.model.task import Event
 from comfyd.store.ledger import Transaction, dump, from_json
+from comfyd.store.protocol import Noted
 from comfyd.store.writer import Writer
 
 _EVENTS = "SELECT seq, at, type, subject, data FROM event WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -96,6 +97,16 @@ class SqliteNode:
     async def put_fact(self, key: str, value: Mapping[str, Any]) -> None:
         text = dump(value)
         await self._writer.write(lambda tx: tx.db.execute(_PUT_FACT, (key, text)).rowcount)
+
+    async def note(self, facts: Mapping[str, Mapping[str, Any]], events: Sequence[Noted] = ()) -> None:
+        rows = [(key, dump(value)) for key, value in facts.items()]
+
+        def run(tx: Transaction) -> None:
+            tx.db.executemany(_PUT_FACT, rows)
+            for event in events:
+                tx.event(*event)
+
+        await self._writer.write(run)
 
     async def delete_fact(self, key: str) -> None:
         await self._writer.write(lambda tx: tx.db.execute("DELETE FROM fact WHERE key = ?", (key,)).rowcount)

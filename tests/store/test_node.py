@@ -47,6 +47,18 @@ async def test_facts(engine: SqliteEngine) -> None:
         assert len(await stores.node.facts()) == 2
 
 
+async def test_facts_and_events_are_noted_together(engine: SqliteEngine) -> None:
+    async with engine.open() as stores:
+        before = await stores.node.last_event()
+        await stores.node.put_fact("a", {"n": 1})
+        await stores.node.note({"a": {"n": 2}, "b": {}}, [("instance", "k", {"to": str(n)}, 5.0) for n in range(3)])
+        assert await stores.node.facts() == {"a": {"n": 2}, "b": {}}
+        events = await stores.node.events(before)
+        assert [(e.seq - before, e.subject, e.data, e.at) for e in events] == [
+            (n + 1, "k", {"to": str(n)}, 5.0) for n in range(3)
+        ]
+
+
 async def test_event_numbers_have_no_gaps_whatever_fails_and_restarts(engine: SqliteEngine) -> None:
     for _ in range(3):
         async with engine.open() as stores:
