@@ -23,6 +23,7 @@ from comfyd.api import (
     overrides,
     page,
     plan,
+    queue,
     starts,
     tasks,
     workflows,
@@ -42,8 +43,8 @@ LINGER_S = 1.0
 """How long the rest of a refused body is read and thrown away, so that the client gets to see the answer."""
 FIRST_PASS_S = 5.0
 FAMILIES = (
-    starts, instances, logs, overrides, plan, environments, workflows, tasks, faceswap, outputs, external, events,
-    health, docs, page,
+    starts, instances, logs, overrides, plan, environments, workflows, tasks, faceswap, outputs, external, queue,
+    events, health, docs, page,
 )  # fmt: skip
 
 

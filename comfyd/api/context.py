@@ -11,14 +11,15 @@ from comfyd.metrics import Metrics
 from comfyd.model.base import Now
 from comfyd.model.paths import Paths
 from comfyd.model.sources import MachineFacts
+from comfyd.model.view import PauseView
 from comfyd.settings import Settings
 from comfyd.store.protocol import NodeStore, TaskStore
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ApiContext:
     """live is only read, but for its two wake events; the stores take wishes and tasks. facts: what control resolves
-    with, for previews."""
+    with, for previews. paused: what is paused of the queue, as last seen."""
 
     live: Live
     node: NodeStore
@@ -29,6 +30,7 @@ class ApiContext:
     metrics: Metrics
     facts: MachineFacts | None = None
     gpus: GpuLook = field(default_factory=GpuLook)
+    paused: tuple[PauseView, ...] = ()
 
 
 CONTEXT: web.AppKey[ApiContext] = web.AppKey("context", ApiContext)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from comfyd.api.operation import Call, op
+from comfyd.api.queue import look_at_pauses
 from comfyd.api.views import current_instance, find_instance, status_view
 from comfyd.api.wire import Answer, LenientAsk, Seconds
 from comfyd.api.wishes import Wished, all_stopped, restart_wish, run_down, start_wish, started, write
@@ -52,6 +53,7 @@ class StopAllAnswer(Answer):
 async def status(call: Call[None, None]) -> StatusView:
     """Every instance and environment, the state of the files, and what happens next."""
     await call.context.gpus.refresh(call.context.live.observed.get())
+    await look_at_pauses(call.context)
     return status_view(call.context)
 
 

@@ -43,6 +43,7 @@ def _input(context: ApiContext) -> ViewInput:
         gpus=context.gpus.views,
         gpu_problem=context.gpus.problem,
         gpu_memory=context.gpus.memory,
+        paused=context.paused,
     )
 
 

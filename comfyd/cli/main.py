@@ -19,6 +19,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "restart": ("instances", "restart instances"),
     "logs": ("instances", "print or follow the log of an instance"),
     "task": ("tasks", "submit, list, show, cancel or retry tasks"),
+    "queue": ("queue", "pause or resume the queue"),
     "overrides": ("overrides", "list or clear what was asked for over the files"),
     "env": ("environments", "list or install environments"),
     "reload": ("status", "read the files again now"),

@@ -95,6 +95,9 @@ def _show(session: Session, seen: Status) -> None:
         if instance.get("desired", "up") == "up":
             show_reasons(instance, now)
     _show_environments(seen, now)
+    for pause in seen.get("paused", []):
+        what = f"queue of {pause.get('environment')}" if pause.get("environment") else "queue"
+        say(clean(f"the {what} is paused since {pause.get('since')}, by {pause.get('by')}: comfyd queue resume"))
     config = seen.get("config", {})
     if config.get("state", "ok") != "ok":
         say(f"config is {config.get('state')}: {clean(config.get('path'))}")

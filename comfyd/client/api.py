@@ -179,6 +179,18 @@ class Client:
     def retry(self, task_id: str) -> shapes.Task:
         return _task(self._call("POST", f"/tasks/{_part(task_id)}/retry"))
 
+    def pause_queue(self, environment: str | None = None) -> dict[str, Any]:
+        """Hand out no more tasks of it (None: none at all); those that run go on."""
+        return self._queue("pause", environment)
+
+    def resume_queue(self, environment: str | None = None) -> dict[str, Any]:
+        """Undo it; None: every pause."""
+        return self._queue("resume", environment)
+
+    def _queue(self, verb: str, environment: str | None) -> dict[str, Any]:
+        body = {} if environment is None else {"environment": environment}
+        return cast("dict[str, Any]", self._call("POST", f"/api/queue/{verb}", body or None))
+
     def download_output(self, task_id: str, n: int, folder: str | os.PathLike[str], name: str | None = None) -> str:
         """Save output file `n` of a task below `folder` (made if needed) and return its path; never overwrites.
         name: else the one that the daemon tells; only its last part counts."""

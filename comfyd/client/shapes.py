@@ -75,6 +75,14 @@ class Plan(TypedDict, total=False):
     wake_in_s: float | None
 
 
+class Pause(TypedDict, total=False):
+    """No task of `environment` (None: of the whole queue) is handed out."""
+
+    environment: str | None
+    since: str | None
+    by: str
+
+
 class Status(TypedDict, total=False):
     status: str
     output: str
@@ -82,6 +90,7 @@ class Status(TypedDict, total=False):
     environments: list[Environment]
     config: Config
     plan: Plan
+    paused: list[Pause]
     version: str
     time: str
 

@@ -18,6 +18,7 @@ from comfyd.model.view import (
     ExitView,
     GpuView,
     InstanceView,
+    PauseView,
     PlannedAction,
     PlanView,
     StatusView,
@@ -48,6 +49,7 @@ class ViewInput:
     gpus: tuple[GpuView, ...] = ()
     gpu_problem: str | None = None
     gpu_memory: Mapping[str, int] = field(default_factory=dict)
+    paused: tuple[PauseView, ...] = ()
 
 
 def describe(given: ViewInput) -> StatusView:
@@ -64,7 +66,7 @@ def describe(given: ViewInput) -> StatusView:
     )
     config = _config(given)
     return StatusView(
-        output=_text(shown, config),
+        output=_text(shown, config, given.paused),
         instances=tuple(shown),
         environments=environments,
         config=config,
@@ -72,6 +74,7 @@ def describe(given: ViewInput) -> StatusView:
         gpus=given.gpus,
         gpu_problem=given.gpu_problem,
         unrecorded=given.observed.unrecorded,
+        paused=given.paused,
         version=given.version,
         time=rfc3339(given.now.wall) or "",
     )
@@ -169,10 +172,13 @@ def _config(given: ViewInput) -> ConfigStateView:
     )  # fmt: skip
 
 
-def _text(instances: Sequence[InstanceView], config: ConfigStateView) -> str:
+def _text(instances: Sequence[InstanceView], config: ConfigStateView, paused: Sequence[PauseView]) -> str:
     how = ", no notice of edits: files are compared from time to time" if config.polling else ""
     lines = [f"config: {config.state} ({config.path}){how}"]
     lines += [f"  {i.severity}: {i.file}:{i.line}: {i.message}" for i in config.issues]
+    for pause in paused:
+        what = f"queue of {pause.environment}" if pause.environment else "queue"
+        lines.append(f"{what}: paused since {pause.since} by {pause.by}")
     for one in instances:
         where = f"port {one.port}" if one.port else "no port"
         who = f"Instance {one.id}" if one.id is not None else one.key

@@ -151,6 +151,14 @@ class TaskStats(Frozen):
     workflows: dict[str, int] = Field(default_factory=dict)
 
 
+class Pause(Frozen):
+    """Nothing of `environment` (None: of the whole queue) is leased out. since: wall ms."""
+
+    environment: str | None
+    since: int
+    by: str
+
+
 class ExternalUpdate(Frozen):
     """`POST /comfyui-update-task`. caller: token id or peer address; lease_token may be absent (old clients)."""
 

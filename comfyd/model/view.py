@@ -165,10 +165,19 @@ class PlanView(Frozen):
     wake_in_s: float | None = None
 
 
+class PauseView(Frozen):
+    """No task of `environment` (None: of the whole queue) is handed out."""
+
+    environment: str | None
+    since: str | None
+    by: str
+
+
 class StatusView(Frozen):
     """`GET /api/comfyui/status`. `output` is the readable text of the same facts.
 
     unrecorded: pids that carry this daemon's tag but stand in no record, as of its start; they are left alone.
+    paused: of the queue.
     """
 
     status: str = "success"
@@ -180,5 +189,6 @@ class StatusView(Frozen):
     gpus: tuple[GpuView, ...] = ()
     gpu_problem: str | None = None
     unrecorded: tuple[int, ...] = ()
+    paused: tuple[PauseView, ...] = ()
     version: str
     time: str

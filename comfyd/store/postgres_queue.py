@@ -1,6 +1,7 @@
 """Statements on the shared queue that lease tasks out and take expired leases back. Each runs in the caller's
 transaction; rows that another node has locked are passed over (SKIP LOCKED), so that no node waits for another."""
 
+import itertools
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -42,6 +43,7 @@ _GRANT: Final = (
     "attempts = t.attempts + 1, message = NULL, lost_token = t.token, lease_expires_at = clock.ms + $1, node_id = $2"
 )
 _CLOCK: Final = f"clock AS MATERIALIZED (SELECT {SERVER_MS} AS ms)"
+_PAUSED: Final = "EXISTS (SELECT FROM comfyd_pause AS p WHERE p.environment IN ('', {of}))"
 _CLAIM: Final = f"""
 WITH wanted AS (
     SELECT *, row_number() OVER (PARTITION BY environment ORDER BY n) AS turn
@@ -49,7 +51,10 @@ WITH wanted AS (
     WITH ORDINALITY AS w(environment, slot, generation, instance, port, prompt_id, token, n)
 ), best AS MATERIALIZED (
     SELECT c.seq, e.environment, row_number() OVER (PARTITION BY e.environment ORDER BY c.rank, c.seq) AS turn
-    FROM (SELECT environment, count(*) AS many FROM wanted GROUP BY environment) AS e
+    FROM (
+        SELECT environment, count(*) AS many FROM wanted WHERE NOT {_PAUSED.format(of="wanted.environment")}
+        GROUP BY environment
+    ) AS e
     CROSS JOIN LATERAL (
         SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND environment = e.environment AND {_MAY_RUN}
         ORDER BY rank, seq LIMIT e.many FOR UPDATE SKIP LOCKED
@@ -61,19 +66,20 @@ FROM best AS b JOIN wanted AS w USING (environment, turn) CROSS JOIN clock
 WHERE t.seq = b.seq RETURNING {_T_COLUMNS}"""
 _FETCH: Final = f"""
 WITH best AS MATERIALIZED (
-    SELECT c.seq FROM unnest($3::text[]) AS wanted(name) CROSS JOIN LATERAL (
-        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND {{which}} AND {_MAY_RUN}
-        ORDER BY rank, seq LIMIT 1
-        FOR UPDATE SKIP LOCKED
+    SELECT c.seq FROM (
+        SELECT * FROM unnest($3::text[], $8::text[]) AS asked(environment, workflow)
+        WHERE NOT {_PAUSED.format(of="asked.environment")}
+    ) AS place CROSS JOIN LATERAL (
+        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND environment = place.environment {{and_}}
+        AND {_MAY_RUN} ORDER BY rank, seq LIMIT 1 FOR UPDATE SKIP LOCKED
     ) AS c ORDER BY c.rank, c.seq LIMIT 1
 ), {_CLOCK}
 UPDATE comfyd_task AS t SET state = 'FETCHED', {_GRANT}, token = $4, holder = $5, target_port =
     (SELECT port FROM unnest($6::text[], $7::int[]) AS x(environment, port) WHERE x.environment = t.environment),
     started_at = NULL, slot = NULL, generation = NULL, instance = NULL, prompt_id = NULL
 FROM best AS b CROSS JOIN clock WHERE t.seq = b.seq RETURNING {_T_COLUMNS}"""
-_OF_ENVIRONMENT: Final = _FETCH.format(which="environment = wanted.name")
-_OF_WORKFLOW: Final = _FETCH.format(which="workflow_name = wanted.name")
-_OF_BOTH: Final = _FETCH.format(which="workflow_name = wanted.name AND environment = ANY ($8::text[])")
+_OF_ENVIRONMENT: Final = _FETCH.format(and_="")
+_OF_WORKFLOW: Final = _FETCH.format(and_="AND workflow_name = place.workflow")
 _QUEUED: Final = """
 WITH RECURSIVE hop AS (
     (SELECT environment FROM comfyd_task WHERE state = 'PENDING' ORDER BY environment LIMIT 1)
@@ -159,14 +165,16 @@ async def fetch(
     """names: (workflows, environments). grant: (lease in ms, node id, token, caller)."""
     lease_ms, node_id, token, caller = grant
     workflows, environments = (None if n is None else sorted({x for x in n if storable_name(x)}) for n in names)
-    text, more = _OF_ENVIRONMENT, tuple[list[str], ...]()
-    if workflows is None:
-        wanted = [r["environment"] for r in await db.fetch(_QUEUED)] if environments is None else environments
-    else:
-        wanted = workflows
-        text, more = (_OF_WORKFLOW, ()) if environments is None else (_OF_BOTH, (environments,))
-    ports = list(targets), list(targets.values())
-    record = await db.fetchrow(text, lease_ms, node_id, wanted, token, caller, *ports, *more)
+    if environments is None:
+        environments = [record["environment"] for record in await db.fetch(_QUEUED)]
+    places = list(itertools.product(environments, workflows or [""]))
+    if workflows == []:
+        return None
+    record = await db.fetchrow(
+        _OF_ENVIRONMENT if workflows is None else _OF_WORKFLOW,
+        lease_ms, node_id, [place[0] for place in places], token, caller, list(targets), list(targets.values()),
+        [place[1] for place in places],
+    )  # fmt: skip
     if record is None:
         return None
     row = row_of(record)

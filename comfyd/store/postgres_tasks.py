@@ -18,6 +18,7 @@ from comfyd.model.task import (
     Lease,
     NewTask,
     Outcome,
+    Pause,
     Slot,
     Task,
     TaskFilter,
@@ -25,7 +26,7 @@ from comfyd.model.task import (
     TaskState,
     TaskStats,
 )
-from comfyd.store import postgres_queue, postgres_read
+from comfyd.store import postgres_pause, postgres_queue, postgres_read
 from comfyd.store.postgres_enqueue import Answer, Entry, Gathering, insert
 from comfyd.store.postgres_link import Link
 from comfyd.store.postgres_queue import Wish, wishes_for
@@ -40,6 +41,7 @@ from comfyd.store.writer import Writer
 T = TypeVar("T")
 Tries = list[Draft]
 Rows = Sequence[TaskRow]
+PauseChange = Callable[[Connection, Draft, str | None, str, float], Awaitable[tuple[Pause, ...]]]
 MAX_HANDED: Final = 64
 CLEAR_S: Final = 60.0
 _PARAMS: Final = "SELECT params FROM comfyd_task WHERE task_id = $1"
@@ -89,6 +91,24 @@ class PostgresTasks:
 
     async def clear(self) -> int:
         return await self._link.call(lambda db, again: postgres_read.clear(db), CLEAR_S)
+
+    # pausing
+    async def pause(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
+        return await self._set(postgres_pause.pause, environment, caller, now)
+
+    async def resume(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
+        return await self._set(postgres_pause.resume, environment, caller, now)
+
+    async def _set(self, change: PauseChange, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
+        async def work(db: Connection, again: bool, tries: Tries) -> tuple[Pause, ...]:
+            tries.append(draft := Draft())
+            async with db.transaction():
+                return await change(db, draft, environment, caller, now.wall)
+
+        return await self._call(work)
+
+    async def pauses(self) -> tuple[Pause, ...]:
+        return await self._link.call(lambda db, again: postgres_pause.pauses(db))
 
     # leasing out
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:

@@ -12,6 +12,7 @@ from comfyd.model.task import (
     Lease,
     NewTask,
     Outcome,
+    Pause,
     Slot,
     Task,
     TaskFilter,
@@ -151,6 +152,17 @@ class TaskStore(Protocol):
         """Seconds until the next lease runs out, the next task may run or a queued one misses its deadline (<= 0: now);
         None if nothing of that lies ahead. A claim, also one without slots, then does what is due."""
         ...
+
+    async def pause(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
+        """From now on nothing of `environment` (None: of the whole queue) is claimed or fetched; what runs goes on.
+        Returns what is paused now."""
+        ...
+
+    async def resume(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
+        """Undo it; None: every pause."""
+        ...
+
+    async def pauses(self) -> tuple[Pause, ...]: ...
 
     async def pending(self, environments: Sequence[str]) -> int: ...
 

@@ -13,13 +13,14 @@ from comfyd.model.task import (
     Lease,
     NewTask,
     Outcome,
+    Pause,
     Slot,
     Task,
     TaskFilter,
     TaskPage,
     TaskStats,
 )
-from comfyd.store import task_enqueue, task_external, task_finish, task_queue, task_read
+from comfyd.store import task_enqueue, task_external, task_finish, task_pause, task_queue, task_read
 from comfyd.store.ledger import Transaction, dump
 from comfyd.store.task_due import next_due_ms
 from comfyd.store.task_rows import Clock, TaskRow, Term, claim_of, new_task_id, stale, task_of, task_of_new
@@ -187,6 +188,17 @@ class SqliteTasks:
 
     async def clear(self) -> int:
         return await self._writer.write(task_read.clear)
+
+    async def pause(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
+        clock = self._clock(now)
+        return await self._writer.write(lambda tx: task_pause.pause(tx, environment, caller, clock))
+
+    async def resume(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
+        clock = self._clock(now)
+        return await self._writer.write(lambda tx: task_pause.resume(tx, environment, caller, clock))
+
+    async def pauses(self) -> tuple[Pause, ...]:
+        return await self._writer.read(task_pause.pauses)
 
     async def recover(self, node_id: str, lease_s: float, now: Now) -> tuple[Claim, ...]:
         clock = self._clock(now)

@@ -1,5 +1,6 @@
 """Statements that lease tasks out and take expired leases back. Each is one operation."""
 
+import itertools
 import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from comfyd.model.task import Outcome, Slot, TaskState
 from comfyd.store.ledger import Changes, Transaction
 from comfyd.store.task_due import WAITING, fall_due
 from comfyd.store.task_finish import put_back
+from comfyd.store.task_pause import paused
 from comfyd.store.task_read import next_lapse
 from comfyd.store.task_rows import ALL, Clock, TaskRow, Term, change, find, moved, named, stale
 
@@ -30,7 +32,7 @@ _BEST_OF_ENVIRONMENT = (
 )
 _BEST_OF_WORKFLOW = (
     "SELECT rank, seq, environment FROM task INDEXED BY task_workflow_queue "
-    f"WHERE state = 'PENDING' AND workflow_name = ? AND {_MAY_RUN} {{where}} ORDER BY rank, seq LIMIT 1"
+    f"WHERE state = 'PENDING' AND workflow_name = ? AND environment = ? AND {_MAY_RUN} ORDER BY rank, seq LIMIT 1"
 )
 _NEXT_ENVIRONMENT = (
     "SELECT min(environment) FROM task INDEXED BY task_queue WHERE state = 'PENDING' AND environment > ?"
@@ -65,8 +67,13 @@ def claim(
 ) -> list[tuple[TaskRow, Term, Slot]]:
     """Fill each slot with the best queued task of its environment."""
     settle_due(tx, clock)
-    granted = []
+    granted: list[tuple[TaskRow, Term, Slot]] = []
+    stopped = paused(tx)
+    if "" in stopped:
+        return granted
     for slot, term, prompt_id in wanted:
+        if slot.environment in stopped:
+            continue
         found = tx.db.execute(_NEXT, (slot.environment, clock.ms)).fetchone()
         if found is not None:
             place = {
@@ -112,10 +119,10 @@ def fetch(
     clock: Clock,
 ) -> TaskRow | None:
     settle_due(tx, clock)
-    if workflows is None:
-        found = _best_of_environments(tx.db, environments, clock.ms)
-    else:
-        found = _best_of_workflows(tx.db, workflows, environments, clock.ms)
+    stopped = paused(tx)
+    names = _queued_environments(tx.db) if environments is None else environments
+    open_to = [] if "" in stopped else [name for name in names if name not in stopped]
+    found = _best(tx.db, workflows, open_to, clock.ms)
     if not found:
         return None
     _, seq, environment = min(found)
@@ -124,11 +131,15 @@ def fetch(
     return _grant(tx, row, TaskState.FETCHED, place, term, clock)
 
 
-def _best_of_environments(
-    db: sqlite3.Connection, environments: Sequence[str] | None, ms: int
+def _best(
+    db: sqlite3.Connection, workflows: Sequence[str] | None, environments: Sequence[str], ms: int
 ) -> list[tuple[int, int, str]]:
-    names = _queued_environments(db) if environments is None else environments
-    rows = (db.execute(_BEST_OF_ENVIRONMENT, (name, ms)).fetchone() for name in names)
+    """(rank, number, environment) of the next task of each place that was asked for."""
+    if workflows is None:
+        rows = [db.execute(_BEST_OF_ENVIRONMENT, (name, ms)).fetchone() for name in environments]
+    else:
+        places = itertools.product(set(workflows), environments)
+        rows = [db.execute(_BEST_OF_WORKFLOW, (*place, ms)).fetchone() for place in places]
     return [tuple(row) for row in rows if row is not None]
 
 
@@ -140,19 +151,6 @@ def _queued_environments(db: sqlite3.Connection) -> list[str]:
         if name is None:
             return names
         names.append(name)
-
-
-def _best_of_workflows(
-    db: sqlite3.Connection, workflows: Sequence[str], environments: Sequence[str] | None, ms: int
-) -> list[tuple[int, int, str]]:
-    where, names = "", tuple[str, ...]()
-    if environments is not None:
-        where, names = f"AND environment IN ({', '.join('?' * len(environments))})", tuple(environments)
-    rows = (
-        db.execute(_BEST_OF_WORKFLOW.format(where=where), (workflow, ms, *names)).fetchone()
-        for workflow in set(workflows)
-    )
-    return [tuple(row) for row in rows if row is not None]
 
 
 def renew(tx: Transaction, task_id: str, token: str, term: Term, clock: Clock) -> None:

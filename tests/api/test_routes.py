@@ -32,6 +32,8 @@ DELETE /api/comfyui/overrides/{ref}
 GET /api/comfyui/plan
 POST /api/comfyui/plan
 POST /api/comfyui/reload
+POST /api/queue/pause
+POST /api/queue/resume
 GET /environments
 GET /environments/{env}
 POST /environments/{env}/install

@@ -37,6 +37,7 @@ class World:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: dict[int, tuple[str, bytes]] = field(default_factory=dict)
     overrides: list[dict[str, Any]] = field(default_factory=list)
+    paused: list[dict[str, Any]] = field(default_factory=list)
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     log: bytes = b"one\ntwo\nthree\n"
     together: int = 1
@@ -76,6 +77,7 @@ class _Server:
                 "instances": world.instances,
                 "environments": world.environments,
                 "config": world.config,
+                "paused": world.paused,
                 "plan": {"actions": [], "holds": {}, "wake_in_s": None},
                 "version": "0.1.0",
                 "time": TIME,

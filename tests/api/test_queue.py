@@ -1,0 +1,62 @@
+"""Pausing and resuming by HTTP, and what the status says of it."""
+
+from pathlib import Path
+
+import pytest
+
+from comfyd.errors import StoreError
+from tests.api.test_tasks import STAMP, create
+from tests.api.world import world
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_pause_is_answered_shown_and_lifted(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        task = await create(w)
+        answer = await w.post("/api/queue/pause")
+        assert answer.status == 200
+        (pause,) = answer.json["paused"]
+        assert (answer.json["success"], pause["environment"], pause["by"]) == (True, None, "127.0.0.1")
+        assert STAMP.fullmatch(pause["since"])
+        status = (await w.get("/api/comfyui/status")).json
+        assert status["paused"] == [pause]
+        assert "queue: paused since" in status["output"]
+        assert (await w.get("/comfyui-fetch-task")).json == {}
+        assert (await w.get("/api/comm/task/fetch")).json["data"] is None
+        assert (await create(w))["status"] == "PENDING"
+        w.live.task_wake.clear()
+        answer = await w.post("/api/queue/resume", {})
+        assert (answer.json["paused"], answer.json["message"]) == ([], "The queue goes on")
+        assert w.live.task_wake._event.is_set(), "dispatch is to look at once"
+        assert (await w.get("/api/comfyui/status")).json["paused"] == []
+        assert (await w.get("/comfyui-fetch-task")).json["taskId"] == task["taskId"]
+
+
+async def test_one_environment_by_body_or_query(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await create(w)
+        for ask in (("/api/queue/pause", {"environment": "comm"}), ("/api/queue/pause?environment=comm", None)):
+            answer = await w.post(*ask)
+            assert [one["environment"] for one in answer.json["paused"]] == ["comm"]
+            assert (await w.get("/comfyui-fetch-task")).json == {}
+        await w.post("/api/queue/pause")
+        answer = await w.post("/api/queue/resume?environment=comm")
+        assert "still paused" in answer.json["message"]
+        assert (await w.post("/api/queue/pause", {"environment": "nope"})).code == "unknown_environment"
+        assert (await w.post("/api/queue/pause", {"environment": 3})).code == "validation_failed"
+
+
+async def test_the_status_does_not_depend_on_the_queues_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as w:
+        await w.post("/api/queue/pause")
+
+        async def away() -> None:
+            raise StoreError("away")
+
+        monkeypatch.setattr(w.context.tasks, "pauses", away)
+        status = await w.get("/api/comfyui/status")
+        assert status.status == 200
+        assert [one["environment"] for one in status.json["paused"]] == [None], "as last seen"
