@@ -182,7 +182,9 @@ async def _serve(settings: Settings, paths: Paths, live: Live, signals: Signals)
     variables = variables_from(settings)
     facts = MachineFacts(paths, _tcmalloc(), clock.container_id())
     shared = _shared_queue(settings, live)
-    async with open_stores(paths.database, clock.boot_id(), settings.event_log_rows, shared=shared) as stores:
+    async with open_stores(
+        paths.database, clock.boot_id(), settings.event_log_rows, shared=shared, max_queued=settings.max_queued
+    ) as stores:
         if stores.recovered_from is not None:
             await _tell_damage(stores.node, stores.recovered_from)
         context = ApiContext(live, stores.node, stores.tasks, settings, paths, now, Metrics(), facts)

@@ -34,6 +34,7 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "idempotency_mismatch": 422,
     "missing_workflow_graph": 422,
     "too_many_requests": 429,
+    "queue_full": 429,
     "internal": 500,
     "start_failed": 500,
     "stop_failed": 500,

@@ -21,6 +21,7 @@ from comfyd.logs import get_logger
 log = get_logger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CURRENT: ContextVar[str] = ContextVar("request_id", default="")
+RETRY_AFTER_S = {429: 10, 503: 1}
 _BY_STATUS = {
     401: "unauthorized",
     403: "forbidden",
@@ -76,8 +77,8 @@ async def envelope(request: web.Request, handler: Next) -> web.StreamResponse:
 def _expected(error: ComfydError) -> web.Response:
     status = HTTP_STATUS.get(error.code, 500)
     response = error_response(status, error.code, error.message, error.details)
-    if status == 503:
-        response.headers["Retry-After"] = "1"
+    if status in RETRY_AFTER_S:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S[status])
     if status in (408, 413):
         response.force_close()
     return response

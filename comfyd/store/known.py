@@ -14,19 +14,21 @@ MAX_LANES: Final = 10_000
 class Known:
     """seq: number of the newest task, None if not known. expiry_mono: no lease runs out before it.
 
-    paused: environments, None if not known.
+    paused: environments; queued: how many tasks are PENDING; None if not known.
     """
 
     def __init__(self) -> None:
         self.seq: int | None = None
         self.expiry_mono = -math.inf
         self.paused: frozenset[str] | None = None
+        self.queued: int | None = None
         self._tops: dict[Lane, int] = {}
 
     def forget(self) -> None:
         self.seq = None
         self.expiry_mono = -math.inf
         self.paused = None
+        self.queued = None
         self._tops.clear()
 
     def top(self, lane: Lane) -> int | None:

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from comfyd.model.task import Event
+from comfyd.model.task import Event, TaskState
 from comfyd.store.insert import Insert
 from comfyd.store.known import Known
 
 __all__ = ["Changes", "Ledger", "Transaction", "dump", "from_json", "storable"]
 
 _INSERT_EVENTS = Insert("event (seq, at, type, subject, data)", "(?, ?, ?, ?, ?)")
+_QUEUED = "SELECT coalesce(sum(n), 0) FROM tally WHERE state = 'PENDING'"
 _ADD_TALLY = Insert(
     "tally (environment, workflow_name, state, n)",
     "(?, ?, ?, ?)",
@@ -123,6 +124,15 @@ class Transaction:
     def count(self, environment: str, workflow: str, state: str, n: int) -> None:
         """Change the number of tasks in `state` by n."""
         self._moves.append((environment, workflow, state, n))
+        if state == TaskState.PENDING and self.known.queued is not None:
+            self.known.queued += n
+
+    def queued(self) -> int:
+        """How many tasks are PENDING, those of this transaction included."""
+        if self.known.queued is None:
+            (stored,) = self.db.execute(_QUEUED).fetchone()
+            self.known.queued = stored + sum(n for *_, state, n in self._moves if state == TaskState.PENDING)
+        return self.known.queued
 
     def changes(self) -> tuple[int, int, int]:
         """Differs after anything was changed."""

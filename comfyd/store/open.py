@@ -38,12 +38,19 @@ class Shared:
 
 @asynccontextmanager
 async def open_stores(
-    database: Path, boot_id: str, event_rows: int, *, busy_timeout_s: float = 5.0, shared: Shared | None = None
+    database: Path,
+    boot_id: str,
+    event_rows: int,
+    *,
+    busy_timeout_s: float = 5.0,
+    shared: Shared | None = None,
+    max_queued: int = 0,
 ) -> AsyncIterator[Stores]:
     """Both stores on one database file, whose folder must be this daemon's own (it becomes 0700); with `shared` the
     tasks are in that database instead, which need not be in reach.
 
     boot_id: the boot that every `now.mono` handed in belongs to. event_rows: length of the event log.
+    max_queued: beyond so many queued tasks creates are refused (queue_full), 0 = never.
     On leaving, queued operations are executed first. Raises StoreError, SettingsError if asyncpg is missing.
     """
     writer = Writer(database, event_rows, busy_timeout_s)
@@ -51,9 +58,9 @@ async def open_stores(
         await writer.start()
         node_id = await writer.write(lambda tx: _first_steps(tx, boot_id))
         async with AsyncExitStack() as stack:
-            tasks: TaskStore = SqliteTasks(writer, boot_id, node_id)
+            tasks: TaskStore = SqliteTasks(writer, boot_id, node_id, max_queued)
             if shared is not None:
-                tasks = await stack.enter_async_context(_shared_tasks(shared, writer, node_id))
+                tasks = await stack.enter_async_context(_shared_tasks(shared, writer, node_id, max_queued))
             yield Stores(SqliteNode(writer, node_id), tasks, writer, writer.recovered_from)
     finally:
         with anyio.CancelScope(shield=True):
@@ -61,7 +68,7 @@ async def open_stores(
 
 
 @asynccontextmanager
-async def _shared_tasks(shared: Shared, writer: Writer, node_id: str) -> AsyncIterator[TaskStore]:
+async def _shared_tasks(shared: Shared, writer: Writer, node_id: str, max_queued: int) -> AsyncIterator[TaskStore]:
     try:
         from comfyd.store.postgres_link import Link
         from comfyd.store.postgres_tasks import PostgresTasks
@@ -72,7 +79,7 @@ async def _shared_tasks(shared: Shared, writer: Writer, node_id: str) -> AsyncIt
     link = Link(shared.url, shared.wake, shared.tell)
     link.start()
     try:
-        yield PostgresTasks(link, writer, node_id)
+        yield PostgresTasks(link, writer, node_id, max_queued)
     finally:
         with anyio.CancelScope(shield=True):
             await link.close()

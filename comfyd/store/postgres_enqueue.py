@@ -13,7 +13,7 @@ from comfyd.model.task import NewTask
 from comfyd.store.ledger import dump
 from comfyd.store.postgres_schema import Connection
 from comfyd.store.task_due import WAITING
-from comfyd.store.task_rows import new_task_id
+from comfyd.store.task_rows import full, new_task_id
 
 MAX_BATCH: Final = 200
 MAX_CHARACTERS: Final = 4_000_000
@@ -27,6 +27,10 @@ WITH clock AS MATERIALIZED (SELECT comfyd_now_us() AS us), given AS MATERIALIZED
     WITH ORDINALITY AS g(task_id, workflow_name, environment, priority, user_id, lane, cost, max_attempts,
                          callback_url, idempotency_key, body_digest, params, run_after, deadline, n)
     CROSS JOIN LATERAL (SELECT coalesce(run_after > clock.us / 1000, false) AS waits) AS w
+), room AS MATERIALIZED (
+    SELECT CASE WHEN $15::bigint > 0 THEN
+        $15 - (SELECT coalesce(sum(n), 0) FROM comfyd_tally WHERE state = 'PENDING')
+    END AS places
 ), top AS MATERIALIZED (
     SELECT l.lane, greatest(clock.us, (
         SELECT max(rank) FROM comfyd_task AS t WHERE t.lane = l.lane AND t.finished_at IS NULL AND rank < {WAITING}
@@ -37,7 +41,7 @@ INSERT INTO comfyd_task (task_id, workflow_name, environment, state, priority, u
 SELECT task_id, workflow_name, environment, 'PENDING', priority, user_id, lane,
        CASE WHEN waits THEN {WAITING} + cost ELSE top.rank + behind END, max_attempts,
        clock.us / 1000, callback_url, idempotency_key, body_digest, params, run_after, deadline
-FROM given JOIN top USING (lane) CROSS JOIN clock ORDER BY n
+FROM given JOIN top USING (lane) CROSS JOIN clock CROSS JOIN room WHERE places IS NULL OR n <= places ORDER BY n
 ON CONFLICT DO NOTHING RETURNING task_id, rank, created_at"""
 _THERE: Final = (
     "SELECT task_id, idempotency_key, body_digest, rank, created_at FROM comfyd_task "
@@ -67,16 +71,19 @@ class Made(NamedTuple):
 Answer = Made | ComfydError
 
 
-async def insert(db: Connection, entries: Sequence[Entry]) -> list[Answer]:
-    """One statement for all; a second one only if some of them are there already."""
-    made = {record["task_id"]: record for record in await db.fetch(_INSERT, *_columns(entries))}
+async def insert(db: Connection, entries: Sequence[Entry], most: int = 0) -> list[Answer]:
+    """One statement for all; a second one only if some of them are there already.
+
+    most: of queued tasks, 0 = any number. Nodes that insert at the same instant may exceed it by what they insert then.
+    """
+    made = {record["task_id"]: record for record in await db.fetch(_INSERT, *_columns(entries), most)}
     missing = [entry for entry in entries if entry.task_id not in made]
     there = {}
     if missing:
         keys = [entry.new.idempotency_key for entry in missing if entry.new.idempotency_key is not None]
         for record in await db.fetch(_THERE, [entry.task_id for entry in missing], keys):
             there[record["task_id"]] = there[record["idempotency_key"]] = record
-    return [_answer(entry, made, there) for entry in entries]
+    return [_answer(entry, made, there, bool(most)) for entry in entries]
 
 
 def _columns(entries: Sequence[Entry]) -> tuple[list[Any], ...]:
@@ -104,11 +111,13 @@ def lane_of(new: NewTask) -> str:
     return new.priority if new.user_id is None else f"{new.priority} {new.user_id}"
 
 
-def _answer(entry: Entry, made: dict[str, Any], there: dict[str | None, Any]) -> Answer:
+def _answer(entry: Entry, made: dict[str, Any], there: dict[str | None, Any], limited: bool) -> Answer:
     own = made.get(entry.task_id) or there.get(entry.task_id)
     if own is not None:
         return Made(entry.task_id, own["rank"], own["created_at"], True)
     same = there.get(entry.new.idempotency_key) if entry.new.idempotency_key is not None else None
+    if same is None and limited:
+        return full()
     if same is None:  # its key was there a moment ago and has been cleared since
         return ComfydError("The task could not be stored now; try again.", code="store_unavailable", retryable=True)
     if same["body_digest"] != entry.new.body_digest:

@@ -50,10 +50,11 @@ _PARAMS: Final = "SELECT params FROM comfyd_task WHERE task_id = $1"
 class PostgresTasks:
     """node_id: recorded in every claim. writer: of this node's event log, which gets what this node does to tasks."""
 
-    def __init__(self, link: Link, writer: Writer, node_id: str) -> None:
+    def __init__(self, link: Link, writer: Writer, node_id: str, max_queued: int = 0) -> None:
         self._link = link
         self._writer = writer
         self._node_id = node_id
+        self._max_queued = max_queued
         self._handed: dict[str, dict[str, Any]] = {}
         self._gathering = Gathering(self._insert)
 
@@ -69,7 +70,7 @@ class PostgresTasks:
 
     async def _insert(self, entries: Sequence[Entry]) -> Sequence[Answer]:
         failpoint("enqueue_before_commit")
-        return await self._link.call(lambda db, again: insert(db, entries))
+        return await self._link.call(lambda db, again: insert(db, entries, self._max_queued))
 
     async def get(self, task_id: str) -> Task:
         return await self._link.call(lambda db, again: postgres_read.one(db, task_id))

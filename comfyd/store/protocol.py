@@ -72,8 +72,8 @@ class NodeStore(Protocol):
 class TaskStore(Protocol):
     """The queue. One behaviour suite holds every engine to the same words.
 
-    Errors: ComfydError codes task_not_found, stale_lease, illegal_transition, idempotency_mismatch; StoreError if
-    the database cannot be used (then nothing was acknowledged).
+    Errors: ComfydError codes task_not_found, stale_lease, illegal_transition, idempotency_mismatch, queue_full;
+    StoreError if the database cannot be used (then nothing was acknowledged).
     """
 
     async def enqueue(self, new: NewTask, now: Now) -> tuple[Task, bool]:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -63,12 +64,13 @@ def _cancelled(row: TaskRow) -> None:
 
 
 class SqliteTasks:
-    """boot_id: whose `now.mono` is spoken of. node_id: recorded in every claim."""
+    """boot_id: whose `now.mono` is spoken of. node_id: recorded in every claim. max_queued: 0 = any number."""
 
-    def __init__(self, writer: Writer, boot_id: str, node_id: str) -> None:
+    def __init__(self, writer: Writer, boot_id: str, node_id: str, max_queued: int = 0) -> None:
         self._writer = writer
         self._boot_id = boot_id
         self._node_id = node_id
+        self._put_in = partial(task_enqueue.enqueue, most=max_queued)  # one object: neighbours share a call
         self._handed: dict[str, dict[str, Any]] = {}
 
     def _clock(self, now: Now) -> Clock:
@@ -77,7 +79,7 @@ class SqliteTasks:
     async def enqueue(self, new: NewTask, now: Now) -> tuple[Task, bool]:
         entry = task_enqueue.Entry(new, new_task_id(), dump(new.params), self._clock(now))
         number, made = await self._writer.write_shared(
-            task_enqueue.enqueue, entry, before=_enqueue_before, after=_enqueue_after
+            self._put_in, entry, before=_enqueue_before, after=_enqueue_after
         )
         if made:
             return task_of_new(new, entry.task_id, number, entry.clock.ms), True

@@ -3,6 +3,7 @@
 Must not: be called outside `Writer.write_shared`, which keeps all of it or nothing.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from comfyd.store.insert import Insert
 from comfyd.store.known import Lane
 from comfyd.store.ledger import Transaction, dump
 from comfyd.store.task_due import WAITING, top, waits
-from comfyd.store.task_rows import Clock
+from comfyd.store.task_rows import Clock, full
 
 _TASKS = Insert(
     "task (seq, task_id, workflow_name, environment, state, priority, user_id, rank, max_attempts, created_at, "
@@ -35,11 +36,12 @@ class Entry(NamedTuple):
 
 
 Answer = tuple[int, bool] | ComfydError
-"""(rank, True), or (seq of the task that the same key made, False), or idempotency_mismatch."""
+"""(rank, True), or (seq of the task that the same key made, False), or idempotency_mismatch, queue_full."""
 
 
-def enqueue(tx: Transaction, entries: Sequence[Entry]) -> list[Answer]:
-    batch = _Batch(tx)
+def enqueue(tx: Transaction, entries: Sequence[Entry], most: int = 0) -> list[Answer]:
+    """most: of queued tasks, 0 = any number."""
+    batch = _Batch(tx, most - tx.queued() if most else math.inf)
     answers = [batch.add(entry) for entry in entries]
     _TASKS(tx.db, batch.tasks)
     _PARAMS(tx.db, batch.params)
@@ -59,7 +61,8 @@ def _created(workflow: str) -> str:
 class _Batch:
     """Rows that are about to be inserted, and what they mean for those that follow."""
 
-    def __init__(self, tx: Transaction) -> None:
+    def __init__(self, tx: Transaction, room: float) -> None:
+        self._room = room
         self.added: list[Entry] = []
         self.tasks: list[tuple[Any, ...]] = []
         self.params: list[tuple[int, str]] = []
@@ -77,6 +80,8 @@ class _Batch:
             known = self._keys.get(key) or self._db.execute(_SAME_KEY, (key,)).fetchone()
             if known is not None:
                 return (known[0], False) if known[1] == new.body_digest else _mismatch()
+        if len(self.added) >= self._room:
+            return full()
         rank = WAITING + new.rank_cost if waits(new, clock.ms) else self._behind(new, clock)
         self._seq = seq = self._seq + 1
         if key is not None:

@@ -15,7 +15,12 @@ FEW = 10_000
 """So many queued tasks are sorted in milliseconds; of more, enough are among the newest of all tasks."""
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """A page that holds so much of workflows and results ends, whatever number of tasks was asked for."""
-_CLEARED = "state NOT IN ('FETCHED', 'PROCESSING')"
+_CLEARED: Final = "state NOT IN ('FETCHED', 'PROCESSING')"
+
+_COUNT_CLEARED: Final = (
+    f"SELECT environment, workflow_name, state, count(*) FROM task WHERE {_CLEARED} "
+    "GROUP BY environment, workflow_name, state"
+)
 
 
 def one(db: sqlite3.Connection, task_id: str) -> Task:
@@ -123,7 +128,8 @@ def next_lapse(db: sqlite3.Connection) -> float | None:
 
 def clear(tx: Transaction) -> int:
     tx.known.forget()
-    tx.db.execute(f"DELETE FROM tally WHERE {_CLEARED}")
+    for environment, workflow, state, n in tx.db.execute(_COUNT_CLEARED).fetchall():
+        tx.count(environment, workflow, state, -n)
     return tx.db.execute(f"DELETE FROM task WHERE {_CLEARED}").rowcount
 
 

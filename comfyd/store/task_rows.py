@@ -85,6 +85,14 @@ def stale(task_id: str) -> ComfydError:
     )
 
 
+def full() -> ComfydError:
+    return ComfydError(
+        "The queue is full (COMFYD_MAX_QUEUED); try again once some of its tasks are done.",
+        code="queue_full",
+        retryable=True,
+    )
+
+
 def illegal(task_id: str, have: str, want: str) -> ComfydError:
     return ComfydError(
         f"A task that is {have} cannot become {want}.",

@@ -60,3 +60,14 @@ async def test_the_status_does_not_depend_on_the_queues_database(
         status = await w.get("/api/comfyui/status")
         assert status.status == 200
         assert [one["environment"] for one in status.json["paused"]] == [None], "as last seen"
+
+
+async def test_a_full_queue_is_429_with_a_time_to_come_back(tmp_path: Path) -> None:
+    async with world(tmp_path, max_queued=2) as w:
+        first = await create(w, {}, **{"Idempotency-Key": "k"})
+        await create(w)
+        answer = await w.post("/tasks/create/paint")
+        assert (answer.status, answer.code, answer.headers["Retry-After"]) == (429, "queue_full", "10")
+        assert (await create(w, {}, **{"Idempotency-Key": "k"}))["taskId"] == first["taskId"]
+        await w.get("/comfyui-fetch-task")
+        await create(w)

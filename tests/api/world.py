@@ -227,7 +227,9 @@ async def world(root: Path, *instances: dict[str, Any], control: bool = True, **
     paths = Paths.under(root)
     lay_out(root)
     facts = MachineFacts(paths, container=clock.container_id())
-    async with open_stores(paths.database, clock.boot_id(), settings.event_log_rows) as stores:
+    async with open_stores(
+        paths.database, clock.boot_id(), settings.event_log_rows, max_queued=settings.max_queued
+    ) as stores:
         context = ApiContext(Live(), stores.node, stores.tasks, settings, paths, now, Metrics(), facts)
         made = World(root, context)
         made.write_instances(*(instances or (MAIN, SPARE)))

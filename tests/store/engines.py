@@ -36,12 +36,13 @@ class SqliteEngine:
     def __init__(self, folder: Path) -> None:
         self.database = folder / "state" / "comfyd.db"
         self.boot_id = "boot-1"
+        self.max_queued = 0
         self._mono = 1000.0
         self._wall = 1_800_000_000.0
 
     @asynccontextmanager
     async def open(self, event_rows: int = 100_000) -> AsyncIterator[Stores]:
-        async with open_stores(self.database, self.boot_id, event_rows) as stores:
+        async with open_stores(self.database, self.boot_id, event_rows, max_queued=self.max_queued) as stores:
             yield stores
 
     def now(self) -> Now:
@@ -96,7 +97,7 @@ class PostgresEngine(SqliteEngine):
         path = database or self.database
         async with (
             self.connection() as self._admin,
-            open_stores(path, self.boot_id, event_rows, shared=shared) as stores,
+            open_stores(path, self.boot_id, event_rows, shared=shared, max_queued=self.max_queued) as stores,
         ):
             yield stores
 
