@@ -3,12 +3,12 @@
 Owns: exception → status, code and body; request ids. Must not: let a traceback or a path of code out.
 """
 
+import random
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from aiohttp import web
 
@@ -33,13 +33,6 @@ _BY_STATUS = {
 }
 
 
-@runtime_checkable
-class FirstRequest(Protocol):
-    """A connection that wants to know that a request has arrived."""
-
-    def first_request(self) -> None: ...
-
-
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -53,9 +46,10 @@ def error_response(status: int, code: str, message: str, details: Mapping[str, A
 async def envelope(request: web.Request, handler: Next) -> web.StreamResponse:
     """Give the request an id, count it, and turn every exception into the error shape."""
     given = request.headers.get("X-Request-ID", "")
-    if isinstance(request.protocol, FirstRequest):
-        request.protocol.first_request()
-    request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    first_request = getattr(request.protocol, "first_request", None)
+    if first_request is not None:  # a connection that wants to know that one has arrived
+        first_request()
+    request_id = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"  # no secret
     CURRENT.set(request_id)
     begun = time.monotonic()
     try:
@@ -107,7 +101,7 @@ def _count(request: web.Request, status: int, took_s: float) -> None:
 
 async def set_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Headers of every answer, streams included (an on_response_prepare signal)."""
-    response.headers["X-Request-ID"] = CURRENT.get() or uuid.uuid4().hex
+    response.headers["X-Request-ID"] = CURRENT.get() or f"{random.getrandbits(128):032x}"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Server"] = "comfyd"
     response.headers.setdefault("Cache-Control", "no-store")

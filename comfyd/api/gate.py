@@ -5,6 +5,7 @@ Without tokens a browser page on another site must not be able to drive the daem
 
 import ipaddress
 import socket
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -22,6 +23,7 @@ def known_hosts(settings: Settings) -> frozenset[str]:
     return frozenset({"localhost", "ip6-localhost", socket.gethostname().lower(), *filter(None, given)})
 
 
+@lru_cache(maxsize=256)
 def host_is_known(host: str, known: frozenset[str]) -> bool:
     """`host` as sent in the Host header. An IP literal cannot be rebound, so it is always known."""
     try:

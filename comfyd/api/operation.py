@@ -171,6 +171,11 @@ async def _read(request: web.Request) -> bytes:
     limit = max_body(request)
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
+    if request.content.is_eof():  # the whole of it came with the head
+        whole = request.content.read_nowait()
+        if len(whole) > limit:
+            raise _too_large(limit)
+        return whole
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):
