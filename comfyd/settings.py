@@ -94,6 +94,7 @@ class Settings(BaseSettings):
 
     lease_s: float = Field(default=60, gt=0)
     fetch_lease_s: float = Field(default=3600, gt=0)
+    retention_s: float = Field(default=604_800, ge=0)
     max_queued: int = Field(default=200_000, ge=0)
     max_body_mb: float = Field(default=10, gt=0)
     event_log_rows: int = Field(default=100_000, ge=100)

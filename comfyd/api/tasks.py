@@ -18,6 +18,7 @@ from comfyd.api.wire import Answer, Ask, Instant, JsonInt, LenientAsk, rfc3339_m
 from comfyd.core.rank import parse_priority, rank_cost
 from comfyd.core.route import route
 from comfyd.errors import ComfydError
+from comfyd.host.files import remove_trees
 from comfyd.model.task import Lease, NewTask, TaskFilter, TaskState, TaskStats
 
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -209,6 +210,40 @@ async def retry_task(call: Call[None, None]) -> TaskAnswer:
     task = await context.tasks.retry(call.path("task_id"), context.clock())
     context.live.task_wake.set()
     return await task_answer(context, task, "Task queued again")
+
+
+class DeleteAnswer(Answer):
+    success: bool = True
+    taskId: str
+    message: str = "Task deleted"
+
+
+@op(
+    "DELETE", "/tasks/{task_id}", scope="admin", response=DeleteAnswer, errors=(404, 409),
+    also=under_api("/tasks/{task_id}"),
+)  # fmt: skip
+async def delete_task(call: Call[None, None]) -> DeleteAnswer:
+    """Take a task that has ended away, with its result files. The only way that a failed one goes."""
+    context, task_id = call.context, call.path("task_id")
+    await context.tasks.delete(task_id, context.clock())
+    await asyncio.to_thread(remove_trees, context.paths.outputs, [task_id])
+    return DeleteAnswer(taskId=task_id)
+
+
+class DeadQuery(LenientAsk):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workflow_name: str | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: str | None = None
+
+
+@op("GET", "/api/queue/dead", scope="admin", query=DeadQuery, response=TasksAnswer)
+async def list_dead_tasks(call: Call[None, DeadQuery]) -> TasksAnswer:
+    """Tasks that were given up, newest first; they stay until they are retried or deleted by hand."""
+    page = await call.context.tasks.list(TaskFilter(status=TaskState.FAILED, **call.query.model_dump()))
+    shown = await task_views(call.context, page.tasks)
+    return TasksAnswer(tasks=shown, queue_length=page.queue_length, next_cursor=page.next_cursor)
 
 
 @op(

@@ -18,7 +18,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "stop": ("instances", "stop instances and keep them stopped"),
     "restart": ("instances", "restart instances"),
     "logs": ("instances", "print or follow the log of an instance"),
-    "task": ("tasks", "submit, list, show, cancel or retry tasks"),
+    "task": ("tasks", "submit, list, show, cancel, retry or delete tasks; dead ones"),
     "queue": ("queue", "pause or resume the queue"),
     "overrides": ("overrides", "list or clear what was asked for over the files"),
     "env": ("environments", "list or install environments"),

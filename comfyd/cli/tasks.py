@@ -1,4 +1,4 @@
-"""The workflow queue: `task submit|list|show|cancel|retry`."""
+"""The workflow queue: `task submit|list|show|cancel|retry|dead|delete`."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 from comfyd.cli.text import age, clean, print_json, print_table, say
 from comfyd.cli.verb import FAILED, SECONDS, TIMED_OUT, USAGE, Failure, Session, argument, between, verb
-from comfyd.client.shapes import Task
+from comfyd.client.shapes import Task, TaskPage
 
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED")
 FIRST_POLL_S, LAST_POLL_S = 0.05, 1.0
@@ -164,6 +164,21 @@ def list_(session: Session, status: str | None, workflow: str | None, limit: int
     page = session.client.tasks(
         status=status.upper() if status else None, workflow_name=workflow, limit=limit, cursor=cursor
     )
+    _print_page(session, page)
+
+
+@verb(
+    "task dead",
+    argument("--workflow", metavar="NAME"),
+    argument("--limit", type=between(int, 1, 1000), default=50, metavar="N"),
+    argument("--cursor", help="from the page before"),
+)
+def dead(session: Session, workflow: str | None, limit: int, cursor: str | None) -> None:
+    """List the tasks that were given up; they stay until `task retry` or `task delete`."""
+    _print_page(session, session.client.dead_tasks(workflow_name=workflow, limit=limit, cursor=cursor))
+
+
+def _print_page(session: Session, page: TaskPage) -> None:
     if session.as_json:
         print_json(page)
         return
@@ -197,6 +212,13 @@ def cancel(session: Session, task_id: str) -> None:
 def retry(session: Session, task_id: str) -> None:
     """Queue a failed or cancelled task again."""
     _print_task(session, session.client.retry(task_id))
+
+
+@verb("task delete", TASK)
+def delete(session: Session, task_id: str) -> None:
+    """Take a task that has ended away, with its result files."""
+    answer = session.client.delete_task(task_id)
+    print_json(answer) if session.as_json else say(clean(answer.get("message")))
 
 
 def _print_task(session: Session, task: Task) -> None:

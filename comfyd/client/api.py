@@ -179,6 +179,17 @@ class Client:
     def retry(self, task_id: str) -> shapes.Task:
         return _task(self._call("POST", f"/tasks/{_part(task_id)}/retry"))
 
+    def delete_task(self, task_id: str) -> dict[str, Any]:
+        """Take a task that has ended away, with its files."""
+        return cast("dict[str, Any]", self._call("DELETE", f"/tasks/{_part(task_id)}"))
+
+    def dead_tasks(
+        self, *, workflow_name: str | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> shapes.TaskPage:
+        """Tasks that were given up and stay until they are retried or deleted."""
+        query = {"workflow_name": workflow_name, "limit": limit, "cursor": cursor}
+        return cast("shapes.TaskPage", self._call("GET", "/api/queue/dead", query=query))
+
     def pause_queue(self, environment: str | None = None) -> dict[str, Any]:
         """Hand out no more tasks of it (None: none at all); those that run go on."""
         return self._queue("pause", environment)

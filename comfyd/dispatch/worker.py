@@ -24,6 +24,7 @@ from comfyd.dispatch.link import Link
 from comfyd.dispatch.links import Links
 from comfyd.dispatch.pace import Pace
 from comfyd.dispatch.recovery import recovered
+from comfyd.dispatch.retention import Retention
 from comfyd.errors import ComfydError
 from comfyd.failpoint import failpoint
 from comfyd.live import Cell, Live
@@ -72,6 +73,7 @@ class Dispatcher:
         self._links = Links(live, paths, clock, node_id, self._pace)
         self._attempts: set[Attempt] = set()
         self._cancels = Cancels(self._attempts, self._pace.cancels_s)
+        self._retention = Retention(tasks, settings.retention_s, paths.outputs, clock)
         self._full = False
         self._looked = -math.inf
         self._kick = asyncio.Event()
@@ -90,6 +92,7 @@ class Dispatcher:
             self._group.start_soon(self._follow_cell, cell)
         self._group.start_soon(self._follow_wake)
         self._group.start_soon(self._cancels.run)
+        self._group.start_soon(self._retention.run)
         self._group.start_soon(self._run)
         return self
 

@@ -6,8 +6,9 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def flip_link(link: Path, target: str) -> None:
     os.symlink(target, temporary)
     os.replace(temporary, link)
     fsync_dir(link.parent)
+
+
+def remove_trees(folder: Path, names: Iterable[str]) -> None:
+    """Remove these folders directly below `folder`; those that are not there are no matter. Links are not followed."""
+    for name in names:
+        if name not in ("", ".", "..") and "/" not in name:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder / name)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from comfyd.model.task import (
     TaskState,
     TaskStats,
 )
-from comfyd.store import postgres_pause, postgres_queue, postgres_read
+from comfyd.store import postgres_pause, postgres_queue, postgres_read, postgres_remove
 from comfyd.store.postgres_enqueue import Answer, Entry, Gathering, insert
 from comfyd.store.postgres_link import Link
 from comfyd.store.postgres_queue import Wish, wishes_for
@@ -110,6 +110,26 @@ class PostgresTasks:
 
     async def pauses(self) -> tuple[Pause, ...]:
         return await self._link.call(lambda db, again: postgres_pause.pauses(db))
+
+    # taking away
+    async def delete(self, task_id: str, now: Now) -> None:
+        async def work(db: Connection, again: bool, tries: Tries) -> None:
+            tries.append(draft := Draft())
+            async with db.transaction():
+                await postgres_remove.delete(db, draft, task_id, now.wall, again)
+
+        await self._call(work)
+
+    async def expired(self, keep_s: float, now: Now, limit: int) -> tuple[tuple[str, ...], float | None]:
+        async def look(db: Connection, again: bool) -> tuple[tuple[str, ...], float | None]:
+            since_s = await postgres_remove.oldest_s(db)
+            found = await postgres_remove.expired(db, keep_s, self._node_id, limit)
+            return found, None if since_s is None else keep_s - since_s
+
+        return await self._link.call(look)
+
+    async def remove(self, task_ids: Sequence[str]) -> int:
+        return await self._link.call(lambda db, again: postgres_remove.remove(db, task_ids))
 
     # leasing out
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:

@@ -144,6 +144,19 @@ class TaskStore(Protocol):
         """Delete everything that is not leased. Returns how many."""
         ...
 
+    async def delete(self, task_id: str, now: Now) -> None:
+        """Take one task that has ended away. Raises task_not_found, illegal_transition."""
+        ...
+
+    async def expired(self, keep_s: float, now: Now, limit: int) -> tuple[tuple[str, ...], float | None]:
+        """Ids of completed and cancelled tasks that ended longer than keep_s ago, oldest first, and the seconds until
+        there is (another) one; None: there is none at all."""
+        ...
+
+    async def remove(self, task_ids: Sequence[str]) -> int:
+        """Take those of these tasks away that are completed or cancelled. Returns how many."""
+        ...
+
     async def recover(self, node_id: str, lease_s: float, now: Now) -> tuple[Claim, ...]:
         """At boot: give new tokens to this node's PROCESSING tasks so that dispatch can re-attach (slot None)."""
         ...

@@ -21,7 +21,7 @@ from comfyd.model.task import (
     TaskPage,
     TaskStats,
 )
-from comfyd.store import task_enqueue, task_external, task_finish, task_pause, task_queue, task_read
+from comfyd.store import task_enqueue, task_external, task_finish, task_pause, task_queue, task_read, task_remove
 from comfyd.store.ledger import Transaction, dump
 from comfyd.store.task_due import next_due_ms
 from comfyd.store.task_rows import Clock, TaskRow, Term, claim_of, new_task_id, stale, task_of, task_of_new
@@ -201,6 +201,22 @@ class SqliteTasks:
 
     async def pauses(self) -> tuple[Pause, ...]:
         return await self._writer.read(task_pause.pauses)
+
+    async def delete(self, task_id: str, now: Now) -> None:
+        clock = self._clock(now)
+        await self._writer.write(lambda tx: task_remove.delete(tx, task_id, clock))
+
+    async def expired(self, keep_s: float, now: Now, limit: int) -> tuple[tuple[str, ...], float | None]:
+        until = int((now.wall - keep_s) * 1000)
+
+        def look(db: sqlite3.Connection) -> tuple[tuple[str, ...], float | None]:
+            oldest = task_remove.oldest(db)
+            return task_remove.expired(db, until, limit), None if oldest is None else (oldest - until) / 1000
+
+        return await self._writer.read(look)
+
+    async def remove(self, task_ids: Sequence[str]) -> int:
+        return await self._writer.write(lambda tx: task_remove.remove(tx, task_ids))
 
     async def recover(self, node_id: str, lease_s: float, now: Now) -> tuple[Claim, ...]:
         clock = self._clock(now)

@@ -71,3 +71,26 @@ async def test_a_full_queue_is_429_with_a_time_to_come_back(tmp_path: Path) -> N
         assert (await create(w, {}, **{"Idempotency-Key": "k"}))["taskId"] == first["taskId"]
         await w.get("/comfyui-fetch-task")
         await create(w)
+
+
+async def test_dead_letters_are_listed_retried_and_deleted(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        made = [(await create(w))["taskId"] for _ in range(3)]
+        for task_id in made[:2]:
+            assert (await w.get("/comfyui-fetch-task")).json["taskId"] == task_id
+            report = {"taskId": task_id, "status": "FAILED", "task_message": "broken"}
+            assert (await w.post("/comfyui-update-task", report)).status == 200
+        dead = (await w.get("/api/queue/dead?limit=1")).json
+        assert [(one["taskId"], one["task_message"]) for one in dead["tasks"]] == [(made[1], "broken")]
+        dead = (await w.get(f"/api/queue/dead?cursor={dead['next_cursor']}")).json
+        assert ([one["taskId"] for one in dead["tasks"]], dead["next_cursor"]) == ([made[0]], None)
+        folder = w.context.paths.outputs / made[0]
+        folder.mkdir(parents=True)
+        assert (await w.call("DELETE", f"/tasks/{made[0]}")).json["message"] == "Task deleted"
+        assert not folder.exists()
+        assert (await w.get(f"/tasks/{made[0]}")).code == "task_not_found"
+        assert (await w.call("DELETE", f"/api/tasks/{made[0]}")).code == "task_not_found"
+        assert (await w.post(f"/tasks/{made[1]}/retry")).json["task"]["status"] == "PENDING"
+        assert (await w.get("/api/queue/dead")).json["tasks"] == []
+        for task_id in made[1:]:
+            assert (await w.call("DELETE", f"/tasks/{task_id}")).code == "illegal_transition"

@@ -32,6 +32,8 @@ DELETE /api/comfyui/overrides/{ref}
 GET /api/comfyui/plan
 POST /api/comfyui/plan
 POST /api/comfyui/reload
+GET /api/queue/dead
+DELETE /tasks/{task_id}
 POST /api/queue/pause
 POST /api/queue/resume
 GET /environments

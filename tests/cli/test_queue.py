@@ -24,3 +24,18 @@ def test_status_says_that_it_is_paused() -> None:
         world.paused = [{"environment": None, "since": since, "by": "unix"}]
         told = comfyd("status", "--url", seen.url).err
         assert f"the queue is paused since {since}, by unix" in told
+
+
+def test_dead_tasks_are_listed_and_deleted() -> None:
+    page = {"tasks": [{"taskId": "task_9", "status": "FAILED", "task_message": "poison"}], "queue_length": 0}
+    world = World(
+        answers={"GET /api/queue/dead": (200, page), "DELETE /tasks/task_9": (200, {"message": "Task deleted"})}
+    )
+    with serving(world) as seen:
+        ran = comfyd("task", "dead", "--workflow", "draw", "--url", seen.url)
+        assert (ran.code, "task_9" in ran.out, "poison" in ran.out) == (0, True, True)
+        assert comfyd("task", "delete", "task_9", "--url", seen.url).err.strip() == "Task deleted"
+    assert [path for _, path, _, _ in seen.requests] == [
+        "/api/queue/dead?workflow_name=draw&limit=50",
+        "/tasks/task_9",
+    ]
