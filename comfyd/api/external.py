@@ -132,5 +132,8 @@ async def _update(call: Call[TaskUpdate, None]) -> None:
     context, given = call.context, call.body
     change = ExternalUpdate(task_id=given.taskId, caller=call.caller, **given.model_dump(exclude={"taskId"}))
     task = await context.tasks.update(change, context.settings.fetch_lease_s, context.clock())
-    if task.status is TaskState.PENDING:
+    if task.status not in {
+        TaskState.FETCHED,
+        TaskState.PROCESSING,
+    }:  # it may be taken again, or leaves room under a limit
         context.live.task_wake.set()

@@ -116,6 +116,7 @@ def _check_fields(fields: dict[str, Any], folder: EnvironmentFolder, report: Rep
     if isinstance(script, str) and (not script.strip() or ".." in script.split("/")):
         report.error("bad_value", f"startup_script must be a path without .., not {quoted(script)}", "/startup_script")
     _check_workflows(fields.get("workflows"), report)
+    _check_limits(fields, report)
 
 
 def read_command(raw: Any, report: Report, pointer: str) -> list[str] | None:
@@ -134,6 +135,14 @@ def _check_workflows(raw: Any, report: Report) -> None:
             report.error("bad_value", text, pointer)
         elif name in raw[:index]:
             report.error("duplicate_workflow", f"workflow {quoted(name)} is listed twice", pointer)
+
+
+def _check_limits(fields: dict[str, Any], report: Report) -> None:
+    limits, workflows = fields.get("workflow_limits"), fields.get("workflows")
+    for name in limits if isinstance(limits, dict) else ():
+        if name not in (workflows if isinstance(workflows, list) else ()):
+            text = f"workflow_limits names {quoted(name)}, which is none of the environment's workflows"
+            report.warning("unknown_workflow", text, child("/workflow_limits", name), "correct the name or list it")
 
 
 def _fallback(name: str, report: Report, previous: Previous) -> EnvironmentSpec:

@@ -3,13 +3,13 @@
 Owns: routing by workflow and by load. Must not: claim anything or know how an instance is called.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from comfyd.errors import ComfydError
 from comfyd.model.desired import DesiredState, EnvironmentSpec
 from comfyd.model.observed import Evidence, ObservedProcess, ObservedState, Phase
 from comfyd.model.process import DesiredProcess, ResolvedState
-from comfyd.model.task import Slot
+from comfyd.model.task import Limit, Slot
 
 
 def route(desired: DesiredState, workflow: str) -> EnvironmentSpec:
@@ -27,6 +27,15 @@ def route(desired: DesiredState, workflow: str) -> EnvironmentSpec:
         code="unknown_workflow",
         details={"workflow": workflow, "known": known},
     )
+
+
+def limits(desired: Iterable[EnvironmentSpec]) -> dict[str, Limit]:
+    """Those of the environments that have any."""
+    return {
+        one.name: Limit(running=one.max_running, workflows=one.workflow_limits)
+        for one in desired
+        if one.max_running is not None or one.workflow_limits
+    }
 
 
 def pick_target(

@@ -16,6 +16,7 @@ import aiohttp
 import anyio
 from anyio.abc import TaskGroup
 
+from comfyd.core.route import limits
 from comfyd.core.route import slots as free_slots
 from comfyd.dispatch.attempt import Attempt, carried_out
 from comfyd.dispatch.bench import Bench, put_back
@@ -31,7 +32,7 @@ from comfyd.live import Cell, Live
 from comfyd.logs import get_logger
 from comfyd.model.base import Now
 from comfyd.model.paths import Paths
-from comfyd.model.task import Claim, Lease, Outcome, Slot, TaskState
+from comfyd.model.task import Claim, Lease, Limit, Outcome, Slot, TaskState
 from comfyd.settings import Settings
 from comfyd.store.protocol import TaskStore
 
@@ -76,6 +77,7 @@ class Dispatcher:
         self._retention = Retention(tasks, settings.retention_s, paths.outputs, clock)
         self._full = False
         self._looked = -math.inf
+        self._limits: dict[str, Limit] = {}
         self._kick = asyncio.Event()
         self._idle = asyncio.Event()
         self._stopping = self._releasing = False
@@ -177,6 +179,7 @@ class Dispatcher:
             return None
         room, resting = self._free(), self._links.resting().values()
         self._full = not room
+        self._keep_limits()
         now = self._clock()
         looked_s = now.mono - self._looked
         if self._full and self._settings.dispatch and looked_s < LOOK_S:
@@ -193,6 +196,12 @@ class Dispatcher:
             raise left
         expiry = () if left is None else (left + 0.05 if left > 0 else 1.0,)
         return min((*resting, *expiry), default=None)
+
+    def _keep_limits(self) -> None:
+        found = limits(one.spec for one in self._live.resolved.get().environments)
+        if found != self._limits:
+            self._limits = found
+            self._tasks.set_limits(found)
 
     def _free(self, leaving: Link | None = None) -> list[Slot]:
         """Slots with room. None where dispatch is off: a claim without slots still returns expired leases."""
@@ -249,7 +258,7 @@ class Dispatcher:
                     attempt.forget()
             finally:
                 self._leave(attempt)
-                if not filled or self._full:  # else nothing was queued for the slot, and nothing waits for its lease
+                if not filled or self._full or self._limits:  # else nothing waits for this slot or this lease
                     self._kick.set()
             link, attempt = attempt.link, None
             if following is not None:

@@ -122,6 +122,7 @@ class EnvironmentSpec(Frozen):
 
     build_hash: content hash of build/<name> (None: no such folder); has_install: it holds install.sh.
     fix_hash: content hash of fix_dependencies.sh (None: no such file).
+    max_running, workflow_limits: of tasks that are leased at once, by all nodes together.
     issue: set when config.json is broken and no good version of it is known; its instances are held.
     """
 
@@ -132,6 +133,8 @@ class EnvironmentSpec(Frozen):
     nodes: tuple[NodeSpec, ...] = ()
     models: tuple[ModelSpec, ...] = ()
     dispatch: Literal["on", "external"] = "on"
+    max_running: int | None = Field(default=None, ge=1)
+    workflow_limits: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     service_type: str | None = None
     startup_script: str | None = None
     command: tuple[str, ...] | None = None

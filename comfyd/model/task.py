@@ -1,5 +1,6 @@
 """One request to run a workflow, its leases and its outcome. Times: wall milliseconds since the epoch."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -157,6 +158,17 @@ class Pause(Frozen):
     environment: str | None
     since: int
     by: str
+
+
+class Limit(Frozen):
+    """How many tasks of an environment, and of single workflows in it, may be leased at once. None: any number."""
+
+    running: int | None = None
+    workflows: dict[str, int] = Field(default_factory=dict)
+
+
+Limits = Mapping[str, Limit]
+"""By environment; only those that have any."""
 
 
 class ExternalUpdate(Frozen):

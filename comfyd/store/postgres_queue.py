@@ -1,16 +1,17 @@
 """Statements on the shared queue that lease tasks out and take expired leases back. Each runs in the caller's
 transaction; rows that another node has locked are passed over (SKIP LOCKED), so that no node waits for another."""
 
-import itertools
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from comfyd.model.task import Slot, TaskState
+from comfyd.model.task import Limits, Slot, TaskState
+from comfyd.store import postgres_limits
 from comfyd.store.postgres_rows import COLUMNS, HELD, SERVER_MS, Draft, clock_of, row_of, storable_name
 from comfyd.store.postgres_schema import Connection
 from comfyd.store.task_due import MANY, WAITING, miss, ranked
+from comfyd.store.task_limits import places
 from comfyd.store.task_queue import lapse, retake
 from comfyd.store.task_rows import TaskRow, Term
 
@@ -54,9 +55,10 @@ WITH wanted AS (
     FROM (
         SELECT environment, count(*) AS many FROM wanted WHERE NOT {_PAUSED.format(of="wanted.environment")}
         GROUP BY environment
-    ) AS e
+    ) AS e {{each}}
     CROSS JOIN LATERAL (
-        SELECT seq, rank FROM comfyd_task WHERE state = 'PENDING' AND environment = e.environment AND {_MAY_RUN}
+        SELECT seq, rank FROM comfyd_task
+        WHERE state = 'PENDING' AND environment = e.environment {{and_}} AND {_MAY_RUN}
         ORDER BY rank, seq LIMIT e.many FOR UPDATE SKIP LOCKED
     ) AS c
 ), {_CLOCK}
@@ -64,6 +66,9 @@ UPDATE comfyd_task AS t SET state = 'PROCESSING', {_GRANT}, token = w.token, sta
     generation = w.generation, instance = w.instance, target_port = w.port, prompt_id = w.prompt_id, holder = NULL
 FROM best AS b JOIN wanted AS w USING (environment, turn) CROSS JOIN clock
 WHERE t.seq = b.seq RETURNING {_T_COLUMNS}"""
+_CLAIM_ANY: Final = _CLAIM.format(each="", and_="")
+_CLAIM_SOME: Final = _CLAIM.format(each="CROSS JOIN unnest($10::text[]) AS o(name)", and_="AND workflow_name = o.name")
+"""For one wish: the best of each of these workflows, and of them the first."""
 _FETCH: Final = f"""
 WITH best AS MATERIALIZED (
     SELECT c.seq FROM (
@@ -131,14 +136,28 @@ async def _take_back(db: Connection, draft: Draft, wall: float) -> None:
 
 
 async def claim(
-    db: Connection, draft: Draft, wishes: Sequence[Wish], term: tuple[int, str], wall: float
+    db: Connection, draft: Draft, wishes: Sequence[Wish], term: tuple[int, str], wall: float, limits: Limits
 ) -> list[TaskRow]:
-    """Fill each wish with the best queued task of its environment. term: (lease in ms, node id)."""
-    if not wishes:
-        return []
+    """Fill each wish with the best queued task of its environment that the limits allow. term: (lease in ms, node id).
+    In a transaction if an environment has limits."""
+    free = [wish for wish in wishes if wish.slot.environment not in limits]
+    bound = [wish for wish in wishes if wish.slot.environment in limits]
+    rows = await _claim(db, free, term) if free else []
+    if bound:
+        rows += await _claim_within(db, bound, term, limits)
+    rows = _in_order(rows, [wish.token for wish in wishes])
+    for row in rows:
+        _tell(draft, row, TaskState.PROCESSING, wall)
+    return rows
+
+
+async def _claim(
+    db: Connection, wishes: Sequence[Wish], term: tuple[int, str], workflows: Sequence[str] | None = None
+) -> list[TaskRow]:
+    """workflows: for a single wish, those that are allowed."""
     slots = [wish.slot for wish in wishes]
     records = await db.fetch(
-        _CLAIM,
+        _CLAIM_ANY if workflows is None else _CLAIM_SOME,
         *term,
         [slot.environment for slot in slots],
         [slot.key for slot in slots],
@@ -147,10 +166,24 @@ async def claim(
         [slot.port for slot in slots],
         [wish.prompt_id for wish in wishes],
         [wish.token for wish in wishes],
+        *(() if workflows is None else (workflows,)),
     )
-    rows = _in_order(records, [wish.token for wish in wishes])
-    for row in rows:
-        _tell(draft, row, TaskState.PROCESSING, wall)
+    return [row_of(record) for record in records]
+
+
+async def _claim_within(db: Connection, wishes: Sequence[Wish], term: tuple[int, str], limits: Limits) -> list[TaskRow]:
+    left = await postgres_limits.room(db, limits, [wish.slot.environment for wish in wishes])
+    rows: list[TaskRow] = []
+    for wish in wishes:
+        environment = wish.slot.environment
+        if left.left(environment) <= 0:
+            continue
+        full, names = left.full(environment), None
+        if full:
+            names = [name for name in await postgres_limits.queued_workflows(db) if name not in full]
+        for row in await _claim(db, [wish], term, names):
+            left.take(environment, row["workflow_name"])
+            rows.append(row)
     return rows
 
 
@@ -161,19 +194,24 @@ async def fetch(
     targets: Mapping[str, int],
     grant: tuple[int, str, str, str],
     wall: float,
+    limits: Limits,
 ) -> TaskRow | None:
-    """names: (workflows, environments). grant: (lease in ms, node id, token, caller)."""
+    """names: (workflows, environments). grant: (lease in ms, node id, token, caller). In a transaction if there are
+    limits."""
     lease_ms, node_id, token, caller = grant
     workflows, environments = (None if n is None else sorted({x for x in n if storable_name(x)}) for n in names)
     if environments is None:
         environments = [record["environment"] for record in await db.fetch(_QUEUED)]
-    places = list(itertools.product(environments, workflows or [""]))
-    if workflows == []:
+    left = await postgres_limits.room(db, limits, environments)
+    if workflows is None and any(left.full(name) for name in environments):
+        workflows = await postgres_limits.queued_workflows(db)
+    allowed = places(left, environments, workflows, ())
+    if not allowed:
         return None
     record = await db.fetchrow(
         _OF_ENVIRONMENT if workflows is None else _OF_WORKFLOW,
-        lease_ms, node_id, [place[0] for place in places], token, caller, list(targets), list(targets.values()),
-        [place[1] for place in places],
+        lease_ms, node_id, [place[0] for place in allowed], token, caller, list(targets), list(targets.values()),
+        [place[1] for place in allowed],
     )  # fmt: skip
     if record is None:
         return None
@@ -184,13 +222,14 @@ async def fetch(
 
 async def granted(db: Connection, tokens: Sequence[str], node_id: str) -> list[TaskRow]:
     """What an earlier try whose answer was lost has leased with these tokens."""
-    return _in_order(await db.fetch(_GRANTED, list(tokens), node_id), tokens)
+    records = await db.fetch(_GRANTED, list(tokens), node_id)
+    return _in_order(map(row_of, records), tokens)
 
 
-def _in_order(records: Sequence[Mapping[str, Any]], tokens: Sequence[str]) -> list[TaskRow]:
+def _in_order(rows: Iterable[TaskRow], tokens: Sequence[str]) -> list[TaskRow]:
     """As the tokens stand: the best task belongs to the first."""
     order = {token: n for n, token in enumerate(tokens)}
-    return sorted(map(row_of, records), key=lambda row: order[row["token"]])
+    return sorted(rows, key=lambda row: order[row["token"]])
 
 
 async def recover(db: Connection, draft: Draft, node_id: str, lease_s: float, wall: float) -> list[TaskRow]:

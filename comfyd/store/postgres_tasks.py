@@ -6,7 +6,7 @@ the first try, a finish reported twice is answered twice, and the rest gives the
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
 from comfyd.errors import ComfydError, StoreError
@@ -16,6 +16,7 @@ from comfyd.model.task import (
     Claim,
     ExternalUpdate,
     Lease,
+    Limits,
     NewTask,
     Outcome,
     Pause,
@@ -26,7 +27,7 @@ from comfyd.model.task import (
     TaskState,
     TaskStats,
 )
-from comfyd.store import postgres_pause, postgres_queue, postgres_read, postgres_remove
+from comfyd.store import postgres_limits, postgres_pause, postgres_queue, postgres_read, postgres_remove
 from comfyd.store.postgres_enqueue import Answer, Entry, Gathering, insert
 from comfyd.store.postgres_link import Link
 from comfyd.store.postgres_queue import Wish, wishes_for
@@ -55,6 +56,7 @@ class PostgresTasks:
         self._writer = writer
         self._node_id = node_id
         self._max_queued = max_queued
+        self._limits: Limits = {}
         self._handed: dict[str, dict[str, Any]] = {}
         self._gathering = Gathering(self._insert)
 
@@ -140,12 +142,21 @@ class PostgresTasks:
                 return rows
             tries.append(draft := Draft())
             await self._settle_due(db, draft, now)
-            return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall)
+            async with self._turn(db):
+                return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall, self._limits)
 
         rows = await self._call(work)
         if rows:
             failpoint("lease_committed")
         return self._claims(rows, wishes)
+
+    def set_limits(self, limits: Limits) -> None:
+        self._limits = dict(limits)
+
+    def _turn(self, db: Connection) -> AbstractAsyncContextManager[Any]:
+        """The transaction to whose end a turn lasts, if there is anything to take turns for."""
+        turn: AbstractAsyncContextManager[Any] = db.transaction() if self._limits else nullcontext()
+        return turn
 
     async def _settle_due(self, db: Connection, draft: Draft, now: Now) -> None:
         if not await db.fetchval(f"SELECT {postgres_queue.OVERDUE}"):
@@ -188,7 +199,8 @@ class PostgresTasks:
             tries.append(draft := Draft())
             await self._settle_due(db, draft, now)
             names = workflow_names, environments
-            return await postgres_queue.fetch(db, draft, names, targets, grant, now.wall)
+            async with self._turn(db):
+                return await postgres_queue.fetch(db, draft, names, targets, grant, now.wall, self._limits)
 
         row = await self._call(work)
         if row is None:
@@ -243,6 +255,7 @@ class PostgresTasks:
                 row, clock = await lock_row(db, task_id, now.wall)
                 ended = finish_row(draft, row, lease.token, outcome, clock)
                 await draft.write(db)
+                await postgres_limits.freed(db, self._limits, row["environment"])
                 rows: Rows = ()
                 if not isinstance(ended, Late):
                     if params is None:
@@ -269,7 +282,7 @@ class PostgresTasks:
             return rows
         if await db.fetchval(f"SELECT {postgres_queue.OVERDUE}"):
             await postgres_queue.settle_due(db, draft, now.wall)
-        return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall)
+        return await postgres_queue.claim(db, draft, wishes, self._term(lease_s), now.wall, self._limits)
 
     async def update(self, change: ExternalUpdate, lease_s: float, now: Now) -> Task:
         def decide(draft: Draft, row: TaskRow, clock: Clock, again: bool) -> TaskRow | Late:
@@ -309,6 +322,7 @@ class PostgresTasks:
                 result = decide(draft, row, clock, again)
                 await draft.write(db)
                 if isinstance(result, dict):
+                    await postgres_limits.freed(db, self._limits, row["environment"])
                     result["params"] = await db.fetchval(_PARAMS, task_id)
                 tries.append(draft)
             return result

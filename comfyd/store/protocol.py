@@ -10,6 +10,7 @@ from comfyd.model.task import (
     Event,
     ExternalUpdate,
     Lease,
+    Limits,
     NewTask,
     Outcome,
     Pause,
@@ -91,6 +92,10 @@ class TaskStore(Protocol):
         ...
 
     async def stats(self) -> TaskStats: ...
+
+    def set_limits(self, limits: Limits) -> None:
+        """What claims and fetches keep to from now on. Nodes of a shared queue that agree on one never exceed it."""
+        ...
 
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
         """Lease the best queued or lease-expired task for each slot (rank, then creation), at most one per slot.

@@ -12,6 +12,7 @@ from comfyd.model.task import (
     Claim,
     ExternalUpdate,
     Lease,
+    Limits,
     NewTask,
     Outcome,
     Pause,
@@ -71,6 +72,7 @@ class SqliteTasks:
         self._boot_id = boot_id
         self._node_id = node_id
         self._put_in = partial(task_enqueue.enqueue, most=max_queued)  # one object: neighbours share a call
+        self._limits: Limits = {}
         self._handed: dict[str, dict[str, Any]] = {}
 
     def _clock(self, now: Now) -> Clock:
@@ -108,6 +110,9 @@ class SqliteTasks:
 
         return min(await self._writer.read(look), default=None)
 
+    def set_limits(self, limits: Limits) -> None:
+        self._limits = dict(limits)
+
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
         granted = await self._writer.write(self._claim(slots, lease_s, self._clock(now)), after=_leased)
         return self._claims(granted)
@@ -122,8 +127,9 @@ class SqliteTasks:
         return claims
 
     def _claim(self, slots: Sequence[Slot], lease_s: float, clock: Clock) -> Callable[[Transaction], Granted]:
+        limits = self._limits
         wanted = [(slot, Term.after(clock, lease_s), str(uuid4())) for slot in slots]
-        return lambda tx: task_queue.claim(tx, wanted, self._node_id, clock)
+        return lambda tx: task_queue.claim(tx, wanted, self._node_id, clock, limits)
 
     async def fetch(
         self,
@@ -136,9 +142,11 @@ class SqliteTasks:
     ) -> Claim | None:
         clock = self._clock(now)
         term = Term.after(clock, lease_s)
+        limits = self._limits
+        asked = workflow_names, environments
 
         row = await self._writer.write(
-            lambda tx: task_queue.fetch(tx, caller, workflow_names, environments, targets, term, clock), after=_leased
+            lambda tx: task_queue.fetch(tx, caller, asked, targets, term, clock, limits), after=_leased
         )
         return None if row is None else claim_of(row, term, None)
 

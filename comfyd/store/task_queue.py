@@ -1,15 +1,15 @@
 """Statements that lease tasks out and take expired leases back. Each is one operation."""
 
-import itertools
 import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from comfyd.model.task import Outcome, Slot, TaskState
+from comfyd.model.task import Limits, Outcome, Slot, TaskState
 from comfyd.store.ledger import Changes, Transaction
 from comfyd.store.task_due import WAITING, fall_due
 from comfyd.store.task_finish import put_back
+from comfyd.store.task_limits import Place, Room, places, queued_workflows, room
 from comfyd.store.task_pause import paused
 from comfyd.store.task_read import next_lapse
 from comfyd.store.task_rows import ALL, Clock, TaskRow, Term, change, find, moved, named, stale
@@ -63,18 +63,19 @@ def lapse(tx: Changes, row: TaskRow, clock: Clock) -> None:
 
 
 def claim(
-    tx: Transaction, wanted: Sequence[tuple[Slot, Term, str]], node_id: str, clock: Clock
+    tx: Transaction, wanted: Sequence[tuple[Slot, Term, str]], node_id: str, clock: Clock, limits: Limits
 ) -> list[tuple[TaskRow, Term, Slot]]:
-    """Fill each slot with the best queued task of its environment."""
+    """Fill each slot with the best queued task of its environment that the limits allow."""
     settle_due(tx, clock)
     granted: list[tuple[TaskRow, Term, Slot]] = []
     stopped = paused(tx)
-    if "" in stopped:
+    if "" in stopped or not wanted:
         return granted
+    left = room(tx.db, limits)
     for slot, term, prompt_id in wanted:
         if slot.environment in stopped:
             continue
-        found = tx.db.execute(_NEXT, (slot.environment, clock.ms)).fetchone()
+        found = _next(tx.db, left, slot.environment, clock.ms)
         if found is not None:
             place = {
                 "started_at": clock.ms,
@@ -86,8 +87,24 @@ def claim(
                 "prompt_id": prompt_id,
                 "holder": None,
             }
-            granted.append((_grant(tx, named(found), TaskState.PROCESSING, place, term, clock), term, slot))
+            left.take(found["environment"], found["workflow_name"])
+            granted.append((_grant(tx, found, TaskState.PROCESSING, place, term, clock), term, slot))
     return granted
+
+
+def _next(db: sqlite3.Connection, left: Room, environment: str, ms: int) -> TaskRow | None:
+    """The best of what is queued there and allowed."""
+    if not left.full(environment):
+        row = db.execute(_NEXT, (environment, ms)).fetchone() if left.left(environment) > 0 else None
+        return None if row is None else named(row)
+    return _row_of(db, _best(db, places(left, [environment], None, queued_workflows(db)), ms))
+
+
+def _row_of(db: sqlite3.Connection, found: Sequence[tuple[int, int, str]]) -> TaskRow | None:
+    """The first in the queue of these."""
+    if not found:
+        return None
+    return named(db.execute(f"SELECT {ALL} FROM task WHERE seq = ?", (min(found)[1],)).fetchone())
 
 
 def _grant(tx: Transaction, row: TaskRow, to: TaskState, place: Mapping[str, Any], term: Term, clock: Clock) -> TaskRow:
@@ -112,34 +129,36 @@ def _grant(tx: Transaction, row: TaskRow, to: TaskState, place: Mapping[str, Any
 def fetch(
     tx: Transaction,
     caller: str,
-    workflows: Sequence[str] | None,
-    environments: Sequence[str] | None,
+    asked: tuple[Sequence[str] | None, Sequence[str] | None],
     targets: Mapping[str, int],
     term: Term,
     clock: Clock,
+    limits: Limits,
 ) -> TaskRow | None:
+    """asked: (workflows, environments), None = any."""
     settle_due(tx, clock)
+    workflows, environments = asked
     stopped = paused(tx)
     names = _queued_environments(tx.db) if environments is None else environments
     open_to = [] if "" in stopped else [name for name in names if name not in stopped]
-    found = _best(tx.db, workflows, open_to, clock.ms)
-    if not found:
+    left = room(tx.db, limits)
+    some_full = workflows is None and any(left.full(name) for name in open_to)
+    queued = queued_workflows(tx.db) if some_full else []
+    row = _row_of(tx.db, _best(tx.db, places(left, open_to, workflows, queued), clock.ms))
+    if row is None:
         return None
-    _, seq, environment = min(found)
-    row = named(tx.db.execute(f"SELECT {ALL} FROM task WHERE seq = ?", (seq,)).fetchone())
-    place = {**dict.fromkeys(_PLACE), "holder": caller, "target_port": targets.get(environment)}
+    place = {**dict.fromkeys(_PLACE), "holder": caller, "target_port": targets.get(row["environment"])}
     return _grant(tx, row, TaskState.FETCHED, place, term, clock)
 
 
-def _best(
-    db: sqlite3.Connection, workflows: Sequence[str] | None, environments: Sequence[str], ms: int
-) -> list[tuple[int, int, str]]:
-    """(rank, number, environment) of the next task of each place that was asked for."""
-    if workflows is None:
-        rows = [db.execute(_BEST_OF_ENVIRONMENT, (name, ms)).fetchone() for name in environments]
-    else:
-        places = itertools.product(set(workflows), environments)
-        rows = [db.execute(_BEST_OF_WORKFLOW, (*place, ms)).fetchone() for place in places]
+def _best(db: sqlite3.Connection, allowed: Sequence[Place], ms: int) -> list[tuple[int, int, str]]:
+    """(rank, number, environment) of the next task of each place."""
+    rows = [
+        db.execute(_BEST_OF_ENVIRONMENT, (environment, ms)).fetchone()
+        if workflow is None
+        else db.execute(_BEST_OF_WORKFLOW, (workflow, environment, ms)).fetchone()
+        for environment, workflow in allowed
+    ]
     return [tuple(row) for row in rows if row is not None]
 
 

@@ -465,3 +465,28 @@ async def test_a_task_starts_at_its_time_by_a_timer(tmp_path: Path, fakes: Fakes
             assert task.status is TaskState.COMPLETED
             assert task.started_at is not None
             assert soon <= task.started_at <= soon + 1000
+
+
+async def test_an_environment_runs_no_more_at_once_than_its_config_says(tmp_path: Path, fakes: Fakes) -> None:
+    async with rig(tmp_path) as bench:
+        bench.environment = EnvironmentSpec(name="comm", workflows=("w",), max_running=1)
+        for _ in range(2):
+            bench.add(fakes())
+        bench.publish()
+        async with bench.dispatcher():
+            tasks = [await bench.enqueue(sleep(0.2)) for _ in range(4)]
+            most = 0
+
+            async def ended(n: int) -> bool:
+                nonlocal most
+                counts = await bench.stores.tasks.stats()
+                most = max(most, counts.processing)
+                return counts.completed >= n
+
+            await eventually(lambda: ended(2))
+            assert most == 1
+            bench.environment = EnvironmentSpec(name="comm", workflows=("w",))
+            tasks += [await bench.enqueue(sleep(0.2)) for _ in range(6)]
+            bench.publish()  # an edit: at once, without a restart
+            await eventually(lambda: ended(len(tasks)))
+            assert most > 1

@@ -12,7 +12,7 @@ import pytest
 from comfyd import failpoint
 from comfyd.errors import StoreError
 from comfyd.model.base import Now
-from comfyd.model.task import TaskFilter, TaskState
+from comfyd.model.task import Limit, TaskFilter, TaskState
 from comfyd.store.ledger import Transaction
 from comfyd.store.open import Stores
 from tests.store.engines import DONE, LEASE_S, SqliteEngine, claim_one, enqueue, new, slot
@@ -207,6 +207,11 @@ async def test_no_statement_of_the_queue_walks_the_table(sqlite: SqliteEngine) -
             await enqueue(stores, sqlite, **times)
         await stores.tasks.claim([], LEASE_S, Now(1000, 2e10))
         await stores.tasks.load()
+        stores.tasks.set_limits({"comm": Limit(running=50, workflows={"w0": 1})})
+        await stores.tasks.claim([slot(n) for n in range(3)], LEASE_S, sqlite.now())
+        await stores.tasks.fetch("me", None, None, {}, LEASE_S, sqlite.now())
+        await stores.tasks.expired(1, sqlite.now(), 10)
+        await stores.tasks.pause("comm", "me", sqlite.now())
         await stores.tasks.list(TaskFilter(status=TaskState.FAILED, cursor="9"))
         await stores.tasks.list(TaskFilter(workflow_name="w"))
         await stores.writer.read(lambda db: db.set_trace_callback(None))

@@ -199,6 +199,8 @@ def test_strict_wants_commits() -> None:
         ({"workflows": ["a", "a"]}, "/workflows/1"), ({"nodes": {}}, "/nodes"), ({"models": "x"}, "/models"),
         ({"workflow": []}, "/workflow"), ({"command": "a 'b"}, "/command"), ({"command": []}, "/command"),
         ({"command": ""}, "/command"), ({"command": 5}, "/command"), ({"dispatch": "off"}, "/dispatch"),
+        ({"max_running": 0}, "/max_running"), ({"max_running": "2"}, "/max_running"),
+        ({"workflow_limits": {"a": 0}}, "/workflow_limits/a"), ({"workflow_limits": [1]}, "/workflow_limits"),
         ({"startup_script": "../x.sh"}, "/startup_script"), ({"probe": {"paths": "/"}}, "/probe/paths"),
         ({"name": 5}, "/name"), ({"description": 5}, "/description"), ([], ""), (None, ""), (b"{", ""), (b"", ""),
     ],
@@ -214,6 +216,14 @@ def test_a_broken_config_blocks_only_its_environment(config: Any, place: str) ->
     assert bad.issue is not None
     assert bad.issue.reason == "environment_invalid"
     assert CONFIG.format("bad") in bad.issue.message + bad.issue.hint
+
+
+def test_limits_of_workflows_that_are_not_listed_are_a_warning() -> None:
+    result = read(folder("comm", {"workflows": ["a"], "max_running": 3, "workflow_limits": {"a": 1, "b": 2}}))
+    assert warnings(result) == [("unknown_workflow", "/workflow_limits/b")]
+    (comm,) = state(result).environments
+    assert (comm.max_running, comm.workflow_limits) == (3, {"a": 1, "b": 2})
+    assert comm.fingerprint == comm.model_copy(update={"max_running": 1, "workflow_limits": {}}).fingerprint
 
 
 def test_a_broken_config_keeps_its_last_good_version_whole() -> None:
