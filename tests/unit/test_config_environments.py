@@ -220,7 +220,7 @@ def test_a_broken_config_blocks_only_its_environment(config: Any, place: str) ->
 
 def test_limits_of_workflows_that_are_not_listed_are_a_warning() -> None:
     result = read(folder("comm", {"workflows": ["a"], "max_running": 3, "workflow_limits": {"a": 1, "b": 2}}))
-    assert warnings(result) == [("unknown_workflow", "/workflow_limits/b")]
+    assert warned(result) == [("unknown_workflow", "/workflow_limits/b")]
     (comm,) = state(result).environments
     assert (comm.max_running, comm.workflow_limits) == (3, {"a": 1, "b": 2})
     assert comm.fingerprint == comm.model_copy(update={"max_running": 1, "workflow_limits": {}}).fingerprint
