@@ -470,8 +470,8 @@ async def test_a_task_starts_at_its_time_by_a_timer(tmp_path: Path, fakes: Fakes
 async def test_an_environment_runs_no_more_at_once_than_its_config_says(tmp_path: Path, fakes: Fakes) -> None:
     async with rig(tmp_path) as bench:
         bench.environment = EnvironmentSpec(name="comm", workflows=("w",), max_running=1)
-        for _ in range(2):
-            bench.add(fakes())
+        for name in ("one", "two"):
+            bench.add(fakes(name))
         bench.publish()
         async with bench.dispatcher():
             tasks = [await bench.enqueue(sleep(0.2)) for _ in range(4)]
