@@ -43,9 +43,7 @@ class Entry:
         return self.wished.key
 
     async def write(self, context: ApiContext) -> None:
-        if self.clears:
-            await context.node.delete_overrides(self.key, "spec")
-        await write(context, self.wished.overrides)
+        await write(context, self.wished.overrides, [("spec", self.key)] if self.clears else ())
 
 
 def read_entry(context: ApiContext, given: Given, environment: str | None, by: str, pointer: str = "") -> Entry:

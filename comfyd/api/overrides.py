@@ -73,9 +73,7 @@ async def put_override(call: Call[PutOverride, None]) -> OverridesAnswer:
     made = [_until(one, expires) for one in _made(call, key)]
     if not made:
         raise ComfydError("give at least one of want, fields and restart", code="validation_failed")
-    for kind in {*WISHES} - {one.kind for one in made}:
-        await context.node.delete_overrides(key, kind)
-    await write(context, made)
+    await write(context, made, [(kind, key) for kind in WISHES])
     return _shown(made)
 
 
@@ -101,9 +99,7 @@ async def clear_override(call: Call[None, None]) -> Cleared:
 
 async def _back_to_files(context: ApiContext, key: str | None) -> int:
     """Delete wishes; restart and install tokens stay, they differ from nothing and losing one would be a change."""
-    deleted = 0
-    for kind in WISHES:
-        deleted += await context.node.delete_overrides(key, kind)
+    deleted = await context.node.delete_overrides(key, WISHES)
     context.live.wake.set()
     return deleted
 

@@ -5,7 +5,7 @@ Owns: put override → wake → wait until the loop has seen it → read the out
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -65,10 +65,11 @@ def _fingerprint(context: ApiContext, key: str) -> str | None:
     return wish.fingerprint if wish else None
 
 
-async def write(context: ApiContext, overrides: Sequence[Override]) -> None:
-    """Store the wishes, then wake the loop once."""
-    for override in overrides:
-        await context.node.put_override(override)
+async def write(
+    context: ApiContext, overrides: Sequence[Override], instead_of: Collection[tuple[str, str]] = ()
+) -> None:
+    """Store the wishes, all or none, then wake the loop once."""
+    await context.node.put_overrides(overrides, instead_of)
     context.live.wake.set()
 
 

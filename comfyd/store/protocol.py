@@ -1,6 +1,6 @@
 """The two protocols that the rest of the daemon sees. Times in `Now`; leases by random token, never by id alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from comfyd.model.base import Now
@@ -35,12 +35,12 @@ class NodeStore(Protocol):
 
     async def overrides(self) -> tuple[Override, ...]: ...
 
-    async def put_override(self, override: Override) -> None:
-        """Insert or replace the row of (kind, key)."""
+    async def put_overrides(self, overrides: Sequence[Override], instead_of: Collection[tuple[str, str]] = ()) -> None:
+        """Insert each or replace the row of its (kind, key), and remove the rows `instead_of`, in one commit."""
         ...
 
-    async def delete_overrides(self, key: str | None = None, kind: str | None = None) -> int:
-        """Remove those of `key` and `kind` (None = any). Returns how many."""
+    async def delete_overrides(self, key: str | None = None, kinds: Collection[str] = ()) -> int:
+        """Remove those of `key` (None = any) and of one of `kinds` (empty = any). Returns how many."""
         ...
 
     async def append_event(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> Event: ...

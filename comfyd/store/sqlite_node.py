@@ -1,7 +1,7 @@
 """NodeStore on the embedded database: overrides, the event log, small facts, the node's id."""
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -16,10 +16,13 @@ _EVENTS = "SELECT seq, at, type, subject, data FROM event WHERE seq > ? ORDER BY
 _PUT_OVERRIDE = (
     "INSERT INTO override (kind, key, body) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET body = excluded.body"
 )
+_DELETE_OVERRIDES = (
+    "DELETE FROM override WHERE (?1 IS NULL OR key = ?1) AND (?2 IS NULL OR kind IN (SELECT value FROM json_each(?2)))"
+)
 _PUT_FACT = "INSERT INTO fact (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 
-def _override_saved(rows: int) -> None:
+def _override_saved(_: None) -> None:
     failpoint("override_saved")
 
 
@@ -47,19 +50,18 @@ class SqliteNode:
 
         return await self._writer.read(run)
 
-    async def put_override(self, override: Override) -> None:
-        body = override.model_dump_json()
-        row = (override.kind, override.key, body)
-        await self._writer.write(lambda tx: tx.db.execute(_PUT_OVERRIDE, row).rowcount, after=_override_saved)
+    async def put_overrides(self, overrides: Sequence[Override], instead_of: Collection[tuple[str, str]] = ()) -> None:
+        rows = [(one.kind, one.key, one.model_dump_json()) for one in overrides]
 
-    async def delete_overrides(self, key: str | None = None, kind: str | None = None) -> int:
-        return await self._writer.write(
-            lambda tx: (
-                tx.db.execute(
-                    "DELETE FROM override WHERE (?1 IS NULL OR key = ?1) AND (?2 IS NULL OR kind = ?2)", (key, kind)
-                ).rowcount
-            )
-        )
+        def run(tx: Transaction) -> None:
+            tx.db.executemany("DELETE FROM override WHERE kind = ? AND key = ?", instead_of)
+            tx.db.executemany(_PUT_OVERRIDE, rows)
+
+        await self._writer.write(run, after=_override_saved)
+
+    async def delete_overrides(self, key: str | None = None, kinds: Collection[str] = ()) -> int:
+        chosen = (key, dump(list(kinds)) if kinds else None)
+        return await self._writer.write(lambda tx: tx.db.execute(_DELETE_OVERRIDES, chosen).rowcount)
 
     async def append_event(self, type_: str, subject: str, data: Mapping[str, Any], wall: float) -> Event:
         return await self._writer.write(lambda tx: tx.event(type_, subject, data, wall))

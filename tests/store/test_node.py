@@ -1,6 +1,7 @@
 """Overrides, facts, the event log."""
 
 import asyncio
+import sqlite3
 
 import pytest
 
@@ -16,18 +17,30 @@ async def test_overrides_are_one_per_kind_and_key(engine: SqliteEngine) -> None:
     spec = Override(kind="spec", key="comfyui/0", fields={"port": 3009, "extra_args": ["--a", "ü"]}, created_at=2)
     other = Override(kind="install", key="comm", token="t", created_at=3, expires_at=9, scope="c")
     async with engine.open() as stores:
-        for override in (down, spec, other):
-            await stores.node.put_override(override)
+        await stores.node.put_overrides([down, spec, other])
         up = down.model_copy(update={"want": Want.UP})
-        await stores.node.put_override(up)
+        await stores.node.put_overrides([up])
     async with engine.open() as stores:
         assert await stores.node.overrides() == (other, up, spec)
-        assert await stores.node.delete_overrides(key="comfyui/0", kind="spec") == 1
+        assert await stores.node.delete_overrides(key="comfyui/0", kinds=["spec"]) == 1
         assert await stores.node.delete_overrides(key="nothing") == 0
         assert await stores.node.overrides() == (other, up)
-        assert await stores.node.delete_overrides(kind="install") == 1
+        assert await stores.node.delete_overrides(kinds=["install", "restart"]) == 1
         assert await stores.node.delete_overrides() == 1
         assert await stores.node.overrides() == ()
+
+
+async def test_overrides_are_replaced_whole_or_not_at_all(engine: SqliteEngine) -> None:
+    down = Override(kind="run", key="comfyui/0", want="down", created_at=1.5, by="api")
+    spec = Override(kind="spec", key="comfyui/0", fields={"port": 3009}, created_at=2)
+    up = down.model_copy(update={"want": Want.UP})
+    async with engine.open() as stores:
+        await stores.node.put_overrides([down, spec])
+        with pytest.raises(sqlite3.IntegrityError):
+            await stores.node.put_overrides([up, spec.model_copy(update={"key": None})], [("spec", "comfyui/0")])
+        assert await stores.node.overrides() == (down, spec)
+        await stores.node.put_overrides([up], [("spec", "comfyui/0"), ("run", "comfyui/0"), ("run", "other")])
+        assert await stores.node.overrides() == (up,)
 
 
 async def test_facts(engine: SqliteEngine) -> None:
