@@ -31,7 +31,7 @@ from comfyd.environments.scan import read_config_files, watched_dirs
 from comfyd.errors import LockHeldError, SettingsError
 from comfyd.host import clock
 from comfyd.host.children import Collector, become_subreaper
-from comfyd.host.files import exclusive_lock
+from comfyd.host.files import exclusive_lock, sweep_temporaries
 from comfyd.host.watchdog import Watchdog
 from comfyd.live import Live
 from comfyd.logs import configure, get_logger
@@ -159,6 +159,7 @@ async def run(settings: Settings) -> Signals:
     _start_threads()
     _make_folders(paths)
     with exclusive_lock(paths.lock, f"the state folder {paths.state_dir}"):
+        sweep_temporaries(paths.state_dir)
         log.info("comfyd starts", version=__version__, root=str(paths.root), pid=os.getpid())
         with _watchdog(live).watching():
             await _serve(settings, paths, live, signals)

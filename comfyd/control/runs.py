@@ -114,7 +114,7 @@ class History:
         stop = run.stop
         cause = stop.cause if stop else None
         info = ExitInfo(
-            code=status.code, signal=status.signal, oom=oom, asked=bool(stop and stop.asked),
+            code=status.code, signal=status.signal, asked=bool(stop and stop.asked),
             cause=cause.message if cause else None, reason=cause.reason if cause else "oom" if oom else "",
             at=now.mono, wall=now.wall, fingerprint=run.fingerprint, last_lines=last_lines,
         )  # fmt: skip

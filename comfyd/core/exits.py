@@ -46,8 +46,6 @@ def exit_reason(last: ExitInfo) -> str:
     """oom | unresponsive | device_errors | not_ready_in_time | no_resources | spawn_refused | crashed."""
     if last.short:
         return "no_resources"
-    if last.oom:
-        return "oom"
     return last.reason or ("spawn_refused" if last.errno else "crashed")
 
 

@@ -1,18 +1,18 @@
 """Files, variables and overrides -> one wish for every process and environment.
 
-Owns: which override counts, what runs by itself, what is held whatever the observations say.
+Owns: what runs by itself, what is held whatever the observations say.
 Must not: look at what runs (plan does) or know how a command line is made (resolve_process does).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from comfyd.core.config import overlay
 from comfyd.core.config_environments import is_service
 from comfyd.core.config_instances import extra_arguments
 from comfyd.core.config_report import Report
 from comfyd.core.memo import Memo, given_fields
+from comfyd.core.overrides import Overrides, applied, in_force
 from comfyd.core.resolve_process import (
     Setting,
     instance_fingerprint,
@@ -24,8 +24,6 @@ from comfyd.model.base import Condition, Now
 from comfyd.model.desired import DesiredState, EnvironmentSpec, InstanceSpec, Override, SidecarSpec, Want, digest
 from comfyd.model.process import DesiredEnvironment, DesiredProcess, ProcessSpec, ResolvedState
 from comfyd.model.sources import MachineFacts, Variables
-
-_PREFIX = "comfyui/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +38,6 @@ class _Wish:
     why_not: Condition | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Overrides:
-    """The overrides in force, by kind and key."""
-
-    run: Mapping[str, Override]
-    spec: Mapping[str, Override]
-    restart: Mapping[str, Override]
-    install: Mapping[str, Override]
-    next_expiry: float | None
-
-    def restart_token(self, key: str) -> str | None:
-        return self.restart[key].token if key in self.restart else None
-
-
 def resolve(
     desired: DesiredState, overrides: Sequence[Override], variables: Variables, facts: MachineFacts, now: Now,
     memo: Memo | None = None,
@@ -63,7 +47,7 @@ def resolve(
     EXTRA_ARGS that cannot be used hold every instance instead of starting it without them.
     """
     memo = memo or Memo()
-    asked = _in_force(overrides, facts, now)
+    asked = in_force(overrides, facts, now)
     report = Report("EXTRA_ARGS")
     extra = extra_arguments(variables, report)
     wishes, broken = _declared(desired, asked, variables)
@@ -102,22 +86,8 @@ def autolaunch(desired: DesiredState, variables: Variables) -> bool:
     return not desired.stock
 
 
-def _in_force(overrides: Iterable[Override], facts: MachineFacts, now: Now) -> _Overrides:
-    kinds: dict[str, dict[str, Override]] = {"run": {}, "spec": {}, "restart": {}, "install": {}}
-    expiries: list[float] = []
-    for one in sorted(overrides, key=lambda o: (o.created_at, o.by, o.token or "")):
-        lasting = one.kind in ("restart", "install")  # losing a token would be a change: one more restart or rebuild
-        expired = one.expires_at is not None and one.expires_at <= now.wall and not lasting
-        if expired or one.scope not in (None, facts.container):
-            continue
-        kinds[one.kind][one.key] = one
-        if one.expires_at is not None and not lasting:
-            expiries.append(one.expires_at)
-    return _Overrides(**kinds, next_expiry=min(expiries, default=None))
-
-
 def _declared(
-    desired: DesiredState, asked: _Overrides, variables: Variables
+    desired: DesiredState, asked: Overrides, variables: Variables
 ) -> tuple[list[_Wish], list[tuple[Override, Condition]]]:
     """Instances of the file with their overrides, those of overrides alone, and overrides that make no instance."""
     wishes: list[_Wish] = []
@@ -130,7 +100,7 @@ def _declared(
     for key, override in sorted(asked.spec.items()):
         if key in file_keys:
             continue
-        made, reason = _apply(None, override, variables, {"environment": environment})
+        made, reason = applied(None, override, variables, {"environment": environment})
         if made is None:
             broken.append((override, reason))
         else:
@@ -139,30 +109,10 @@ def _declared(
 
 
 def _overridden(spec: InstanceSpec, override: Override, variables: Variables) -> _Wish:
-    made, reason = _apply(spec, override, variables, {})
+    made, reason = applied(spec, override, variables, {})
     if made is None:
         return _Wish(spec, spec, held=reason)
     return _Wish(made, spec, tuple(sorted(set(override.fields) - {"id"})))
-
-
-def _apply(
-    base: InstanceSpec | None, override: Override, variables: Variables, defaults: Mapping[str, str]
-) -> tuple[InstanceSpec | None, Condition]:
-    """The instance that an override asks for, or why it asks for none."""
-    report = Report(f"override of {override.key}")
-    number = override.key.removeprefix(_PREFIX)
-    fields = {**defaults, **override.fields}
-    if not override.key.startswith(_PREFIX) or not number.isascii() or not number.isdigit():
-        report.error("bad_value", f"{override.key} names no instance")
-    elif fields.setdefault("id", int(number)) != int(number):
-        report.error("bad_value", f"its fields belong to id {fields['id']}")
-    made = overlay(base, fields, report)
-    if made is not None and made.port == variables.api_port:
-        report.error("api_port", f"port {made.port} is the API's own port")
-    message = "; ".join(i.message for i in report.issues if i.severity == "error")
-    hint = "`comfyd overrides clear` returns to the file"
-    reason = Condition("held", "override_invalid", f"the override of {override.key} is invalid: {message}", hint)
-    return (None if report.failed else made), reason
 
 
 def _why_quiet(variables: Variables) -> Condition:
@@ -215,7 +165,7 @@ def _first_of(wishes: Iterable[_Wish]) -> dict[str, int]:
 
 
 def _instance(
-    wish: _Wish, environment: EnvironmentSpec | None, setting: Setting, asked: _Overrides, memo: Memo
+    wish: _Wish, environment: EnvironmentSpec | None, setting: Setting, asked: Overrides, memo: Memo
 ) -> DesiredProcess:
     """`inputs` names all that `_made` looks at beside what all instances share."""
     spec, output = wish.spec, _output(wish, setting)
@@ -272,7 +222,7 @@ def _environment_hold(spec: InstanceSpec, environment: EnvironmentSpec | None) -
     return None
 
 
-def _sidecar(spec: SidecarSpec, setting: Setting, asked: _Overrides) -> DesiredProcess:
+def _sidecar(spec: SidecarSpec, setting: Setting, asked: Overrides) -> DesiredProcess:
     override = asked.run.get(spec.key)
     run = spec.enabled if override is None or override.want is None else override.want is Want.UP
     off = _stopped(override) if override is not None and override.want else _disabled("services.json")
@@ -294,7 +244,7 @@ def _broken(override: Override, reason: Condition, setting: Setting) -> DesiredP
     return DesiredProcess(key=override.key, spec=spec, fingerprint="", run=True, held=reason, origin="override")
 
 
-def _environment(spec: EnvironmentSpec, asked: _Overrides, used: set[str | None]) -> DesiredEnvironment:
+def _environment(spec: EnvironmentSpec, asked: Overrides, used: set[str | None]) -> DesiredEnvironment:
     fingerprint = spec.fingerprint
     if spec.name in asked.install:
         fingerprint = digest([fingerprint, asked.install[spec.name].token])

@@ -30,7 +30,7 @@ def instance_conditions(
 ) -> Iterable[Condition]:
     """What holds it first, then how the last run ended, the phase, and warnings. loaded_at: of the files, wall seconds.
 
-    A bad argument stands before the backoff that it causes.
+    A bad argument stands before the backoff that it causes; a backoff that names the same cause says it once.
     """
     hold, alive = plan.holds.get(wish.key), seen is not None and seen.alive
     last = seen.last_exit if seen is not None and not alive else None
@@ -41,7 +41,7 @@ def instance_conditions(
     if hold is not None:
         yield hold
     unhealthy = _unhealthy(seen) if seen is not None else None
-    if unhealthy is not None:
+    if unhealthy is not None and (hold is None or hold.reason != unhealthy.reason):
         yield unhealthy
     if seen is not None and alive:
         yield from phase_conditions(seen, in_flight, _why_ending(wish, seen))

@@ -16,6 +16,7 @@ from comfyd.errors import LockHeldError
 from comfyd.failpoint import failpoint
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
@@ -107,6 +108,20 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = Tru
         raise
     if sync:
         fsync_dir(path.parent)
+
+
+def sweep_temporaries(folder: Path) -> int:
+    """Remove what a kill within `atomic_write` left behind in or below `folder`, where nobody else may write now.
+
+    Returns how many files that were.
+    """
+    count = 0
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.unlink()
+                count += 1
+    return count
 
 
 def flip_link(link: Path, target: str) -> None:

@@ -1,9 +1,9 @@
 """What is, as facts only. Why something does not run is a decision and lives in Plan.holds."""
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from comfyd.model.base import Condition, Frozen
 
@@ -29,15 +29,14 @@ class ExitInfo(Frozen):
     """How the last run ended. code: exit code, None if killed by `signal` or unknown (an adopted process).
 
     asked: we stopped it. at: mono seconds; wall: wall seconds. fingerprint: what it was started with.
-    last_lines: the end of its log. oom: the kernel killed it for memory. cause: our own words where we know better (the
+    last_lines: the end of its log. cause: our own words where we know better (the
     system refused the spawn, it never became ready). errno: name of the error if the system refused the spawn.
-    reason: stable name of what made it end, if it is known: `oom`, or why we ended it ourselves (`unresponsive`,
-    `device_errors`, `not_ready_in_time`).
+    reason: stable name of what made it end, if it is known: `oom` (the kernel killed it for memory), or why we ended it
+    ourselves (`unresponsive`, `device_errors`, `not_ready_in_time`).
     """
 
     code: int | None = None
     signal: str | None = None
-    oom: bool = False
     asked: bool = False
     cause: str | None = None
     reason: str = ""
@@ -46,6 +45,19 @@ class ExitInfo(Frozen):
     wall: float
     fingerprint: str = ""
     last_lines: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_kept_earlier(cls, given: Any) -> Any:
+        """Facts of version 0.1 said `oom` apart."""
+        if isinstance(given, dict) and "oom" in given:
+            kept = {key: value for key, value in given.items() if key != "oom"}
+            return {**kept, "reason": kept.get("reason") or "oom"} if given["oom"] else kept
+        return given
+
+    @property
+    def oom(self) -> bool:
+        return self.reason == "oom"
 
     @property
     def short(self) -> bool:

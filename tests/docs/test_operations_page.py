@@ -76,7 +76,7 @@ def test_every_reason_of_a_failed_install_node_or_model_is_documented(kind: str,
 
 @pytest.mark.parametrize(
     "last",
-    [ExitInfo(at=0, wall=0), ExitInfo(at=0, wall=0, oom=True), ExitInfo(at=0, wall=0, errno="ENOENT")],
+    [ExitInfo(at=0, wall=0), ExitInfo(at=0, wall=0, reason="oom"), ExitInfo(at=0, wall=0, errno="ENOENT")],
     ids=exit_reason,
 )
 def test_every_reason_of_an_exit_is_documented(last: ExitInfo) -> None:

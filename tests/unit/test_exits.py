@@ -67,3 +67,10 @@ def test_what_does_not_pass_by_itself_backs_off() -> None:
     missing = with_processes(gone(0, crashes=9, code=None, errno="ENOENT", cause="x")).plan(desire(wish(0)))
     assert missing.wake_at == 1000.0 + crash_delay_s(9, "comfyui/0")
     assert missing.holds["comfyui/0"].reason == "spawn_refused"
+
+
+def test_what_an_earlier_version_kept_of_an_exit_is_understood() -> None:
+    kept = {"at": 1.0, "wall": 2.0, "signal": "SIGKILL"}
+    assert ExitInfo.model_validate({**kept, "oom": True}).reason == "oom"
+    assert ExitInfo.model_validate({**kept, "oom": True, "reason": "unresponsive"}).reason == "unresponsive"
+    assert ExitInfo.model_validate({**kept, "oom": False}).oom is False

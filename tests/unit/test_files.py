@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from comfyd.errors import LockHeldError
-from comfyd.host.files import atomic_write, exclusive_lock, flip_link, mount_points, read_bounded, sync_replaced
+from comfyd.host.files import (
+    atomic_write,
+    exclusive_lock,
+    flip_link,
+    mount_points,
+    read_bounded,
+    sweep_temporaries,
+    sync_replaced,
+)
 
 
 def test_a_file_within_the_limit(tmp_path: Path) -> None:
@@ -131,6 +139,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError):
         atomic_write(tmp_path / "none/b", b"x")
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_only_what_a_killed_write_left_is_swept(tmp_path: Path) -> None:
+    state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    for folder in (state / "below", elsewhere):
+        folder.mkdir(parents=True)
+    killed = "import os; from pathlib import Path; from comfyd.host import files\nos.replace = lambda *_: os._exit(9)\n"
+    for target in (state / "a.json", state / "below/b"):
+        code = killed + f"files.atomic_write(Path({str(target)!r}), b'x')"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    kept = [state / ".a.tmp", state / "x.0123abcd.tmp", elsewhere / ".a.0123abcd.tmp", state / ".a.0123abcd.tmp.d"]
+    for file in kept:
+        file.touch()
+    (state / "link").symlink_to(elsewhere)
+    (state / ".l.0123abcd.tmp").symlink_to(kept[0])
+    assert sweep_temporaries(state) == 2
+    left = sorted(p.name for p in state.rglob("*"))
+    assert left == [".a.0123abcd.tmp.d", ".a.tmp", ".l.0123abcd.tmp", "below", "link", "x.0123abcd.tmp"]
+    assert all(file.exists() for file in kept)
 
 
 def test_flip_makes_and_moves_a_link_in_one_step(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_why_it_was_ended_is_shown_until_it_is_ready_again(reason: str, phase: P
 
 
 def test_memory_is_named() -> None:
-    one = shown(Phase.GONE, ended(signal="SIGKILL", oom=True, reason="oom"))
+    one = shown(Phase.GONE, ended(signal="SIGKILL", reason="oom"))
     (why,) = one.conditions
     assert (why.type, why.reason, why.message) == ("unhealthy", "oom", "killed by the kernel: out of memory")
     assert why.hint
@@ -54,13 +54,13 @@ def test_memory_is_named() -> None:
 
 def test_while_it_is_being_ended_the_reason_is_the_present_one() -> None:
     trouble = Condition("unhealthy", "unresponsive", "no answer for 60 s", "look", 3.0)
-    (why,) = shown(Phase.STOPPING, ended(reason="oom", oom=True), trouble).conditions
+    (why,) = shown(Phase.STOPPING, ended(reason="oom"), trouble).conditions
     assert (why.reason, why.message) == ("unresponsive", "no answer for 60 s")
 
 
 @pytest.mark.parametrize("phase", [Phase.READY, Phase.UNREADY])
 def test_what_is_over_is_over(phase: Phase) -> None:
-    assert "unhealthy" not in {c.type for c in shown(phase, ended(reason="oom", oom=True)).conditions}
+    assert "unhealthy" not in {c.type for c in shown(phase, ended(reason="oom")).conditions}
 
 
 def test_an_ordinary_crash_or_a_stop_by_hand_is_not_unhealthy() -> None:

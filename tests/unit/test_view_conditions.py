@@ -110,7 +110,7 @@ def test_what_nobody_declares_any_more_says_that_it_ends() -> None:
 
 
 def test_the_last_exit_is_shown_with_oom_signal_and_lines() -> None:
-    last = ExitInfo(signal="SIGKILL", oom=True, at=1000.0, wall=WALL, fingerprint="f3001", last_lines=("a", "b"))
+    last = ExitInfo(signal="SIGKILL", reason="oom", at=1000.0, wall=WALL, fingerprint="f3001", last_lines=("a", "b"))
     machine = with_processes(gone(0, crashes=2).model_copy(update={"last_exit": last}))
     seen = only(machine, desire(wish(0)))
     assert seen.last_exit is not None
