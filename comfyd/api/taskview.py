@@ -23,6 +23,8 @@ class TaskView(Answer):
     user_id: str | None
     attempts: int
     max_attempts: int
+    infra_losses: int
+    crashes: int
     created_at: str
     run_after: str | None
     deadline: str | None
@@ -94,6 +96,8 @@ def _view(task: Task, ports: dict[str, int], frame: dict[str, Any] | None) -> Ta
         user_id=task.user_id,
         attempts=task.attempts,
         max_attempts=task.max_attempts,
+        infra_losses=task.infra_losses,
+        crashes=task.crashes,
         run_after=rfc3339_ms(task.run_after),
         deadline=rfc3339_ms(task.deadline),
         created_at=rfc3339_ms(task.created_at) or "",

@@ -142,6 +142,8 @@ class Task(TypedDict, total=False):
     user_id: str | None
     attempts: int
     max_attempts: int
+    infra_losses: int
+    crashes: int
     created_at: str | None
     run_after: str | None
     deadline: str | None

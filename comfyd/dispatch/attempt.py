@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from comfyd.dispatch.bench import Bench, put_back
+from comfyd.dispatch.bench import Bench, crash, put_back
 from comfyd.dispatch.comfy import PromptRefused, Sighting, Unanswered
 from comfyd.dispatch.comfy_history import Verdict, judge
 from comfyd.dispatch.ending import outcome_of
@@ -57,8 +57,18 @@ class Attempt:
     def on_end(self) -> None:
         self._nudge.set()
 
-    def on_gone(self) -> None:
-        self._forced = self._forced or put_back(f"instance {self._instance} went away while the prompt was there")
+    @property
+    def began(self) -> bool:
+        """An event of its run was seen."""
+        return self._shown is not None
+
+    def on_gone(self, *, crashed: bool = False) -> None:
+        if self._forced is None:
+            self._forced = (
+                crash(self._instance)
+                if crashed
+                else put_back(f"instance {self._instance} went away while the prompt was there")
+            )
         if self._scope is not None and not self._harvesting:  # results on disk can still be stored
             self._scope.cancel()
 

@@ -31,3 +31,9 @@ class Bench:
 def put_back(message: str) -> Outcome:
     """Lost by no fault of the task: to the queue again, not counted as an attempt."""
     return Outcome(state=TaskState.PENDING, message=message, charged=False)
+
+
+def crash(instance: str) -> Outcome:
+    """The instance died while it ran the task: to the queue again, not counted as an attempt, but remembered."""
+    message = f"instance {instance} died while it ran the prompt"
+    return Outcome(state=TaskState.PENDING, message=message, charged=False, crashed=True)

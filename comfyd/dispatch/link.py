@@ -32,7 +32,10 @@ class Watcher(Protocol):
 
     def on_end(self) -> None: ...
 
-    def on_gone(self) -> None: ...
+    @property
+    def began(self) -> bool: ...
+
+    def on_gone(self, *, crashed: bool = False) -> None: ...
 
 
 class Link:
@@ -81,12 +84,16 @@ class Link:
                 group.start_soon(self.listener.run)
                 group.start_soon(self._forget)
 
-    def lose(self) -> None:
-        """Control sees this run no more."""
-        if not self.gone.is_set():
-            self.gone.set()
-            for watcher in list(self._watchers.values()):
-                watcher.on_gone()
+    def lose(self, *, crashed: bool = False) -> None:
+        """Control sees this run no more. crashed: nobody wanted it to end; then the prompt that ran is suspected."""
+        if self.gone.is_set():
+            return
+        self.gone.set()
+        watchers = list(self._watchers.values())
+        began = [watcher for watcher in watchers if watcher.began]
+        suspect = (began[-1:] or watchers[:1]) if crashed else []
+        for watcher in watchers:
+            watcher.on_gone(crashed=watcher in suspect)
 
     def close(self) -> None:
         self._scope.cancel()

@@ -64,11 +64,17 @@ class Links:
         """Tell links whose run is over; drop those without prompts."""
         for generation, link in list(self._links.items()):
             if self.alive(generation) is None:
-                link.lose()
+                link.lose(crashed=self._died(link.slot.key))
                 if not link.in_flight:
                     link.close()
                     del self._links[generation]
                     self.publish()
+
+    def _died(self, key: str) -> bool:
+        """Whether its last run ended by itself, or had to be ended because it hung: that may be due to a prompt."""
+        process = self._live.observed.get().process(key)
+        end = process.last_exit if process else None
+        return end is not None and not end.asked and not end.short and end.reason != "device_errors"
 
     def resting(self) -> dict[str, float]:
         """Generations that take no prompts although they are ready, and for how many seconds still."""

@@ -67,6 +67,7 @@ class Task(Frozen):
     attempts: int = 0
     max_attempts: int = 3
     infra_losses: int = 0
+    crashes: int = 0
     created_at: int
     started_at: int | None = None
     finished_at: int | None = None
@@ -119,6 +120,7 @@ class Outcome(Frozen):
 
     state COMPLETED or FAILED finish the task. PENDING returns it to the queue: `charged` says whether it counts as an
     attempt (an infrastructure loss does not); past its budget it becomes FAILED with `message`.
+    crashed: its instance died while it ran this: neither charged nor a loss, but it has a budget of its own.
     output: `{"urls": [...], "files": [...], "text": [...]}`.
     """
 
@@ -126,6 +128,7 @@ class Outcome(Frozen):
     message: str | None = None
     output: dict[str, Any] | None = None
     charged: bool = True
+    crashed: bool = False
 
 
 class TaskFilter(Frozen):

@@ -9,6 +9,9 @@ from comfyd.store.task_rows import Clock, TaskRow, change, digest, find, illegal
 MAX_INFRA_LOSSES: Final = 10
 """How often a task may come back uncharged; the next loss fails it."""
 
+MAX_CRASHES: Final = 3
+"""How often an instance may die while it runs a task."""
+
 _NO_LEASE: Final[dict[str, None]] = {"lease_boot": None, "lease_mono": None, "lease_expires_at": None}
 
 
@@ -64,29 +67,36 @@ def put_back(tx: Changes, row: TaskRow, outcome: Outcome, clock: Clock, keep_tok
 
     keep_token: the lease ran out; its holder may still come back.
     """
-    attempts, losses = row["attempts"], row["infra_losses"]
-    if not outcome.charged:
-        attempts, losses = max(0, attempts - 1), losses + 1
-    ending = _ending(row, outcome, attempts, losses)
+    spent = _spent(row, outcome)
+    ending = _ending(row, outcome, spent)
     if ending is not None:
-        return _end(tx, row, outcome, clock, ending, (attempts, losses), lost=keep_token)
+        return _end(tx, row, outcome, clock, ending, spent, lost=keep_token)
     kept: dict[str, str | None] = {} if keep_token else {"token": None, **_done(row, outcome)}
-    now = change(
-        tx, row, state="PENDING", message=outcome.message, attempts=attempts, infra_losses=losses, **_NO_LEASE, **kept
-    )
+    now = change(tx, row, state="PENDING", message=outcome.message, **spent, **_NO_LEASE, **kept)
     if row["state"] != TaskState.PENDING:
         moved(tx, row, TaskState.PENDING, outcome.message, clock.wall)
     return now
 
 
-def _ending(row: TaskRow, outcome: Outcome, attempts: int, losses: int) -> tuple[TaskState, str | None] | None:
+def _spent(row: TaskRow, outcome: Outcome) -> dict[str, int]:
+    """The budgets after this attempt."""
+    spent = {name: int(row[name]) for name in ("attempts", "infra_losses", "crashes")}
+    if outcome.crashed or not outcome.charged:
+        spent["attempts"] = max(0, spent["attempts"] - 1)
+        spent["crashes" if outcome.crashed else "infra_losses"] += 1
+    return spent
+
+
+def _ending(row: TaskRow, outcome: Outcome, spent: dict[str, int]) -> tuple[TaskState, str | None] | None:
     if row["cancel_requested"]:
         return TaskState.CANCELLED, outcome.message
     reason = f" Last: {outcome.message}" if outcome.message else ""
-    if outcome.charged and attempts >= row["max_attempts"]:
-        return TaskState.FAILED, f"Gave up after attempt {attempts} of {row['max_attempts']}.{reason}"
-    if losses > MAX_INFRA_LOSSES:
-        return TaskState.FAILED, f"Gave up after losing its instance {losses} times.{reason}"
+    if spent["crashes"] >= MAX_CRASHES:
+        return TaskState.FAILED, f"poison: its instance died {spent['crashes']} times while it ran.{reason}"
+    if outcome.charged and not outcome.crashed and spent["attempts"] >= row["max_attempts"]:
+        return TaskState.FAILED, f"Gave up after attempt {spent['attempts']} of {row['max_attempts']}.{reason}"
+    if spent["infra_losses"] > MAX_INFRA_LOSSES:
+        return TaskState.FAILED, f"Gave up after losing its instance {spent['infra_losses']} times.{reason}"
     return None
 
 
@@ -100,14 +110,13 @@ def _end(
     outcome: Outcome,
     clock: Clock,
     ending: tuple[TaskState, str | None] | None = None,
-    budgets: tuple[int, int] | None = None,
+    spent: dict[str, int] | None = None,
     *,
     finished_at: int | None = None,
     lost: bool = False,
 ) -> TaskRow:
     """Terminal. lost: no one reported this end, so the last token is only good for late evidence."""
     state, message = ending or (outcome.state, outcome.message)
-    attempts, losses = budgets or (row["attempts"], row["infra_losses"])
     told = {"lost_token": row["token"] or row["lost_token"]} if lost else _done(row, outcome)
     now = change(
         tx,
@@ -117,9 +126,8 @@ def _end(
         ended_at=clock.ms,
         message=message,
         output=None if outcome.output is None else dump(outcome.output),
-        attempts=attempts,
-        infra_losses=losses,
         token=None,
+        **(spent or {}),
         **_NO_LEASE,
         **told,
     )
@@ -163,6 +171,7 @@ def retry_row(tx: Changes, row: TaskRow, clock: Clock) -> TaskRow:
         state="PENDING",
         attempts=0,
         infra_losses=0,
+        crashes=0,
         cancel_requested=0,
         started_at=None,
         finished_at=None,

@@ -16,7 +16,7 @@ from comfyd.store.ledger import Changes, from_json
 _SHOWN: Final = (
     "seq, task_id, workflow_name, environment, state, priority, user_id, rank, attempts, max_attempts, infra_losses, "
     "cancel_requested, created_at, started_at, finished_at, message, output, callback_url, node_id, generation, "
-    "instance, target_port, prompt_id, lease_expires_at, run_after, deadline"
+    "instance, target_port, prompt_id, lease_expires_at, run_after, deadline, crashes"
 )
 _HELD: Final = "holder, token, lost_token, done_token, done_digest"
 NAMES: Final = f"{_SHOWN}, params, {_HELD}".split(", ")
@@ -69,7 +69,8 @@ _sorted: Final = json.JSONEncoder(sort_keys=True).encode
 
 def digest(outcome: Outcome) -> str:
     """Names an outcome: the same report has the same digest."""
-    text = _sorted([outcome.state, outcome.message, outcome.output, outcome.charged])
+    crashed = [True] if outcome.crashed else []
+    text = _sorted([outcome.state, outcome.message, outcome.output, outcome.charged, *crashed])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -148,6 +149,7 @@ def task_of(row: TaskRow, params: dict[str, Any] | None = None) -> Task:
         attempts=row["attempts"],
         max_attempts=row["max_attempts"],
         infra_losses=row["infra_losses"],
+        crashes=row["crashes"],
         created_at=row["created_at"],
         finished_at=row["finished_at"],
         task_message=row["message"],

@@ -14,7 +14,7 @@ from tests.api.world import GRAPH, JSON, World, now, world
 TASK_KEYS = {
     "taskId", "workflow_name", "environment", "target_port", "status", "params", "priority", "user_id", "attempts",
     "created_at", "started_at", "finished_at", "task_message", "output_data", "progress", "instance",
-    "max_attempts", "run_after", "deadline",
+    "max_attempts", "infra_losses", "crashes", "run_after", "deadline",
 }  # fmt: skip
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 

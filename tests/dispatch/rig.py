@@ -13,7 +13,7 @@ from comfyd.host import clock
 from comfyd.live import Live
 from comfyd.model.base import Now
 from comfyd.model.desired import EnvironmentSpec, InstanceSpec
-from comfyd.model.observed import ObservedProcess, ObservedState, Phase
+from comfyd.model.observed import ExitInfo, ObservedProcess, ObservedState, Phase
 from comfyd.model.paths import Paths
 from comfyd.model.process import DesiredEnvironment, DesiredProcess, ProcessSpec, ResolvedState
 from comfyd.model.task import NewTask, Task, TaskState
@@ -74,6 +74,7 @@ class Instance:
     phase: Phase = Phase.READY
     run: bool = True
     argv: tuple[str, ...] = ()
+    last_exit: ExitInfo | None = None
 
     @property
     def key(self) -> str:
@@ -89,7 +90,10 @@ class Instance:
         )
 
     def observed(self) -> ObservedProcess:
-        return ObservedProcess(key=self.key, phase=self.phase, generation=self.generation, pid=1, port=self.fake.port)
+        return ObservedProcess(
+            key=self.key, phase=self.phase, generation=self.generation, pid=1, port=self.fake.port,
+            last_exit=self.last_exit,
+        )  # fmt: skip
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from comfyd.model.desired import EnvironmentSpec
-from comfyd.model.observed import Phase
+from comfyd.model.observed import ExitInfo, Phase
 from comfyd.model.task import TaskState
 from tests.dispatch.rig import PACE, Fakes, journal, now, rig
 from tests.fake import eventually
@@ -283,6 +283,45 @@ async def test_a_killed_instance_gives_its_tasks_back_uncharged(tmp_path: Path, 
             await bench.until_running(running, one.fake)
             await bench.cancel(running)
             assert (await bench.done(waiting)).status is TaskState.COMPLETED
+
+
+async def test_a_prompt_that_keeps_killing_its_instance_is_poison_and_its_neighbour_is_not(
+    tmp_path: Path, fakes: Fakes
+) -> None:
+    async with rig(tmp_path) as bench:
+        one = bench.add(fakes("start"))
+        bench.publish()
+        async with bench.dispatcher():
+            killer, waiting = await bench.enqueue(sleep(20)), await bench.enqueue(fresh())
+            for death in range(3):
+                await bench.until_running(killer, one.fake)
+                await bench.until_state(waiting, TaskState.PROCESSING)
+                one.fake.kill()
+                one.phase, one.last_exit = Phase.GONE, ExitInfo(signal="SIGSEGV", at=now().mono, wall=now().wall)
+                bench.publish()
+                await bench.until_state(waiting, TaskState.PENDING, timeout_s=5)
+                task = await bench.until(killer, lambda task, seen=death + 1: task.crashes == seen, 5)
+                one.fake, one.phase, one.generation = fakes(f"again{death}"), Phase.READY, f"g{death + 2}"
+                bench.publish()
+            assert (task.status, task.attempts, task.infra_losses) == (TaskState.FAILED, 0, 0)
+            assert (task.task_message or "").startswith("poison")
+            task = await bench.done(waiting)
+            assert (task.status, task.crashes, task.infra_losses) == (TaskState.COMPLETED, 0, 3)
+
+
+async def test_an_instance_that_was_stopped_on_purpose_blames_nobody(tmp_path: Path, fakes: Fakes) -> None:
+    async with rig(tmp_path) as bench:
+        one = bench.add(fakes())
+        bench.publish()
+        async with bench.dispatcher():
+            task_id = await bench.enqueue(sleep(20))
+            await bench.until_running(task_id, one.fake)
+            one.fake.kill()
+            one.phase = Phase.GONE
+            one.last_exit = ExitInfo(signal="SIGINT", asked=True, at=now().mono, wall=now().wall)
+            bench.publish()
+            task = await bench.until_state(task_id, TaskState.PENDING, timeout_s=5)
+            assert (task.crashes, task.infra_losses) == (0, 1)
 
 
 async def test_a_post_without_an_answer_is_not_posted_again(tmp_path: Path, fakes: Fakes) -> None:

@@ -21,6 +21,7 @@ DONE = Outcome(state=TaskState.COMPLETED, output={"urls": ["/out/0"], "files": [
 BROKEN = Outcome(state=TaskState.FAILED, message="node 3 raised")
 TRY_AGAIN = Outcome(state=TaskState.PENDING, message="it crashed")
 LOST = Outcome(state=TaskState.PENDING, message="instance lost", charged=False)
+CRASHED = Outcome(state=TaskState.PENDING, message="it died", charged=False, crashed=True)
 LEASE_S = 60.0
 
 

@@ -12,10 +12,10 @@ import pytest
 from comfyd.errors import ComfydError
 from comfyd.model.task import TERMINAL, Claim, Outcome, TaskState
 from comfyd.store.open import Stores
-from tests.store.engines import BROKEN, DONE, LEASE_S, LOST, TRY_AGAIN, SqliteEngine, new, slot
+from tests.store.engines import BROKEN, CRASHED, DONE, LEASE_S, LOST, TRY_AGAIN, SqliteEngine, new, slot
 
 S = TaskState
-OUTCOMES = (DONE, BROKEN, TRY_AGAIN, LOST)
+OUTCOMES = (DONE, BROKEN, TRY_AGAIN, LOST, CRASHED)
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Row:
     state: TaskState = S.PENDING
     attempts: int = 0
     losses: int = 0
+    crashes: int = 0
     cancel: bool = False
     held: str | None = None
     expires: float = 0.0
@@ -48,13 +49,15 @@ class Model:
                 self.back(row, charged=True)
                 row.held = token if row.state is S.PENDING else None
 
-    def back(self, row: Row, charged: bool) -> None:
-        if not charged:
+    def back(self, row: Row, charged: bool, crashed: bool = False) -> None:
+        if crashed:
+            row.attempts, row.crashes = row.attempts - 1, row.crashes + 1
+        elif not charged:
             row.attempts, row.losses = row.attempts - 1, row.losses + 1
         row.held = None
         if row.cancel:
             row.state = S.CANCELLED
-        elif (charged and row.attempts >= row.max_attempts) or row.losses > 10:
+        elif (charged and row.attempts >= row.max_attempts) or row.losses > 10 or row.crashes >= 3:
             row.state = S.FAILED
         else:
             row.state = S.PENDING
@@ -73,7 +76,7 @@ class Model:
         if row.held == token:
             row.done = (token, outcome)
             if outcome.state is S.PENDING:
-                self.back(row, outcome.charged)
+                self.back(row, outcome.charged, outcome.crashed)
             else:
                 row.state, row.held = outcome.state, None
             return None
@@ -100,7 +103,8 @@ class Model:
         row = self.rows[task_id]
         if row.state not in {S.FAILED, S.CANCELLED}:
             return "illegal_transition"
-        row.state, row.attempts, row.losses, row.cancel, row.done = S.PENDING, 0, 0, False, None
+        row.state, row.attempts, row.losses, row.crashes = S.PENDING, 0, 0, 0
+        row.cancel, row.done = False, None
         return None
 
 
@@ -177,10 +181,11 @@ class Run:
     async def compare(self, stores: Stores) -> None:
         for task_id, row in self.model.rows.items():
             task = await stores.tasks.get(task_id)
-            assert (task.status, task.attempts, task.infra_losses, task.cancel_requested) == (
+            assert (task.status, task.attempts, task.infra_losses, task.crashes, task.cancel_requested) == (
                 row.state,
                 row.attempts,
                 row.losses,
+                row.crashes,
                 row.cancel,
             ), task_id
             if task.status in TERMINAL:

@@ -10,6 +10,7 @@ from comfyd.model.task import Lease, NewTask, Outcome, TaskState
 from comfyd.store.open import Stores
 from tests.store.engines import (
     BROKEN,
+    CRASHED,
     DONE,
     LEASE_S,
     LOST,
@@ -221,6 +222,22 @@ async def test_losses_are_not_charged_but_have_a_budget(engine: SqliteEngine) ->
         task = await stores.tasks.finish(claim.lease, LOST, engine.now())
         assert task.status is TaskState.FAILED
         assert "losing its instance 11 times" in (task.task_message or "")
+
+
+async def test_a_task_that_kills_its_instances_is_poison_and_no_other_is(engine: SqliteEngine) -> None:
+    """Three deaths while it ran, whatever else was lost in between; by hand it gets another chance."""
+    async with engine.open() as stores:
+        task_id = await enqueue(stores, engine, max_attempts=1)
+        for outcome in (CRASHED, LOST, CRASHED, LOST):
+            claim = await claim_one(stores, engine)
+            assert (await stores.tasks.finish(claim.lease, outcome, engine.now())).status is TaskState.PENDING
+        claim = await claim_one(stores, engine)
+        task = await stores.tasks.finish(claim.lease, CRASHED, engine.now())
+        assert (task.status, task.attempts, task.crashes, task.infra_losses) == (TaskState.FAILED, 0, 3, 2)
+        assert (task.task_message or "").startswith("poison: its instance died 3 times")
+        assert await stores.tasks.finish(claim.lease, CRASHED, engine.now()) == task, "told twice, counted once"
+        task = await stores.tasks.retry(task_id, engine.now())
+        assert (task.status, task.crashes, task.infra_losses) == (TaskState.PENDING, 0, 0)
 
 
 async def test_finish_and_claim_is_one_step(engine: SqliteEngine) -> None:
