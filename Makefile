@@ -46,6 +46,7 @@ test-slow: $(TEST_READY) ## the slower tests
 	$(BIN)/python -m pytest -m "slow and not real and not reliability and not postgres" $(ARGS)
 
 reliability: $(TEST_READY) ## kill the daemon at every durable step and at random; TIER=heavy: 200 kills under load
+	@scripts/dev/install_tools.sh strace
 ifeq ($(TIER),heavy)
 	$(BIN)/python -m pytest -m reliability $(ARGS)
 else
@@ -59,7 +60,7 @@ test-real: $(TEST_READY) ## the tests against a real ComfyUI on the CPU (minutes
 	$(BIN)/python -m pytest -m real $(ARGS)
 
 test-image: $(TEST_READY) ## build the image and run it in namespaces (as root; a few minutes)
-	@scripts/dev/install_image_tools.sh
+	@scripts/dev/install_tools.sh buildah debootstrap
 	$(BIN)/python -m pytest -m image $(ARGS)
 
 clean: ## remove what make built (never the workspaces)

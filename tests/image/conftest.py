@@ -32,7 +32,7 @@ class Built:
 
 def require_tools() -> None:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    reason = f"{', '.join(missing)} missing: run scripts/dev/install_image_tools.sh" if missing else ""
+    reason = f"{', '.join(missing)} missing: run scripts/dev/install_tools.sh buildah debootstrap" if missing else ""
     if os.geteuid() != 0:
         reason = "needs root"
     if reason and os.environ.get("CI"):
