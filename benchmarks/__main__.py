@@ -1,4 +1,4 @@
-"""python -m benchmarks NAME [--quick] [--markdown]. NAME: a row (A1, B2, ...), a group (A, B, C, G, H) or `all`."""
+"""python -m benchmarks NAME [--quick] [--markdown]. NAME: a row (A1, B2, ...), a group (A, B, C, D, G, H) or `all`."""
 
 import argparse
 import importlib
@@ -9,12 +9,12 @@ from benchmarks import table
 from benchmarks.harness import Options
 from benchmarks.world import Unavailable
 
-GROUPS = {"A": "supervision", "B": "creating", "C": "queueing", "G": "watching", "H": "starting"}
+GROUPS = {"A": "supervision", "B": "creating", "C": "queueing", "D": "backlog", "G": "watching", "H": "starting"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", help="a row (A1), a group (A, B, C, G, H) or all")
+    parser.add_argument("name", help="a row (A1), a group (A, B, C, D, G, H) or all")
     parser.add_argument("--quick", action="store_true", help="a smoke run of under a minute; its figures mean little")
     parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
     parser.add_argument("--rounds", type=int, default=3, help="paired runs, of which the median counts")
