@@ -31,7 +31,7 @@ class Sent:
 
 @dataclass
 class Audit:
-    """`read` the traces of the daemons of one root, in their order. started: all pids that they and theirs gave birth to."""
+    """`read` the traces of the daemons of one root, in their order. started: all pids that they and theirs made."""
 
     started: set[int] = field(default_factory=set)
     sent: list[Sent] = field(default_factory=list)
