@@ -9,7 +9,10 @@ from benchmarks import table
 from benchmarks.harness import Options
 from benchmarks.world import Unavailable
 
-GROUPS = {"A": "supervision", "B": "creating", "C": "queueing", "D": "backlog", "G": "watching", "H": "starting"}
+GROUPS = {
+    "A": ("supervision",), "B": ("creating",), "C": ("queueing", "sharing", "depth"), "D": ("backlog",),
+    "G": ("watching",), "H": ("starting",),
+}  # fmt: skip
 
 
 def main() -> int:
@@ -26,12 +29,15 @@ def main() -> int:
     rows = frozenset({given.name.upper()}) if len(given.name) == 2 else frozenset[str]()
     options = Options(given.quick, given.rounds, tuple(filter(None, given.systems.split(","))), rows)
     print(table.heading(given.markdown), flush=True)
-    for group in wanted:
+    for name in (name for group in wanted for name in GROUPS[group]):
+        module = importlib.import_module(f"benchmarks.{name}")
+        if len(GROUPS[wanted[0]]) > 1 and rows and not rows & set(module.ROWS):
+            continue
         started = time.monotonic()
         try:
-            result = importlib.import_module(f"benchmarks.{GROUPS[group]}").run(options)
+            result = module.run(options)
         except Unavailable as reason:
-            print(f"{group}: not measured: {reason}", file=sys.stderr)
+            print(f"{name}: not measured: {reason}", file=sys.stderr)
             return 2
         result.goals = [goal for goal in result.goals if not rows or goal.row in rows]
         print(table.shown(result, given.markdown), f"({time.monotonic() - started:.0f} s)\n", sep="\n\n", flush=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gets the other programs: supervisor, circus and huey into .cache/bench-venv (never into the project's environment),
+# Gets the other programs: supervisor, circus, huey, procrastinate and pgqueuer into .cache/bench-venv (never into the project's environment),
 # s6, runit and gcc from Debian (as root), or says how to get them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
 [ -x "$python" ] || python=python3
 [ -x .cache/bench-venv/bin/python ] || "$python" -m venv .cache/bench-venv
-.cache/bench-venv/bin/pip install --quiet "supervisor==4.3.0" "circus==0.19.0" "huey==3.5.4"
+.cache/bench-venv/bin/pip install --quiet "supervisor==4.3.0" "circus==0.19.0" "huey==3.5.4" \
+	"procrastinate==3.10.0" "psycopg[binary]==3.3.9" "pgqueuer==1.6.0" "asyncpg==0.32.0"
 
 missing=()
 [ -x /usr/bin/s6-svscan ] || missing+=(s6)

@@ -131,11 +131,11 @@ def _account() -> dict[str, Any]:
 
 
 @contextmanager
-def running_server(programs: Path | None = None) -> Iterator[Server]:
+def running_server(programs: Path | None = None, **settings: str) -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="comfyd-pg-", dir="/tmp"))
     server = None
     try:
-        server = Server(folder, programs).make().start()
+        server = Server(folder, programs).make().start(**settings)
         yield server
     finally:
         if server is not None:

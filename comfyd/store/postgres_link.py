@@ -34,6 +34,9 @@ FOLD_AT: Final = 500
 _SERVER: Final = {
     "application_name": "comfyd",
     "lock_timeout": "4s",
+    "plan_cache_mode": "force_generic_plan",  # decision 0073
+    "enable_seqscan": "off",
+    "jit": "off",
     "idle_in_transaction_session_timeout": "10s",
 }
 _FOLD: Final = f"""

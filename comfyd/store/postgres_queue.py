@@ -18,9 +18,12 @@ from comfyd.store.task_rows import TaskRow, Term
 _LATE: Final = f"state = 'PENDING' AND deadline IS NOT NULL AND deadline <= {SERVER_MS}"
 _RIPE: Final = f"state = 'PENDING' AND rank >= {WAITING} AND run_after <= {SERVER_MS}"
 _MAY_RUN: Final = f"rank < {WAITING} AND (deadline IS NULL OR deadline > {SERVER_MS})"
-OVERDUE: Final = " OR ".join(
-    f"EXISTS (SELECT FROM comfyd_task WHERE {due})" for due in (f"lease_expires_at <= {SERVER_MS}", _LATE, _RIPE)
-)
+OVERDUE: Final = f"""coalesce(least(
+    (SELECT min(lease_expires_at) FROM comfyd_task WHERE lease_expires_at IS NOT NULL),
+    (SELECT min(deadline) FROM comfyd_task WHERE state = 'PENDING' AND deadline IS NOT NULL),
+    (SELECT min(run_after) FROM comfyd_task WHERE state = 'PENDING' AND rank >= {WAITING})
+) <= {SERVER_MS}, false)"""
+"""By the first of each: for EXISTS a planner without statistics reads the whole table."""
 _EXPIRED: Final = (
     f"SELECT {HELD}, {SERVER_MS} AS server_ms FROM comfyd_task WHERE lease_expires_at <= {SERVER_MS} "
     f"ORDER BY seq LIMIT {MANY} FOR UPDATE SKIP LOCKED"
