@@ -7,7 +7,7 @@ it never ticks.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
@@ -16,23 +16,24 @@ import aiohttp
 import anyio
 from anyio.abc import TaskGroup
 
-from comfyd.core.route import limits
 from comfyd.core.route import slots as free_slots
 from comfyd.dispatch.attempt import Attempt, carried_out
 from comfyd.dispatch.bench import Bench, put_back
 from comfyd.dispatch.cancels import Cancels
+from comfyd.dispatch.limits import Limiter
 from comfyd.dispatch.link import Link
 from comfyd.dispatch.links import Links
 from comfyd.dispatch.pace import Pace
 from comfyd.dispatch.recovery import recovered
 from comfyd.dispatch.retention import Retention
+from comfyd.dispatch.waiting import first_of
 from comfyd.errors import ComfydError
 from comfyd.failpoint import failpoint
 from comfyd.live import Cell, Live
 from comfyd.logs import get_logger
 from comfyd.model.base import Now
 from comfyd.model.paths import Paths
-from comfyd.model.task import Claim, Lease, Limit, Outcome, Slot, TaskState
+from comfyd.model.task import Claim, Lease, Outcome, Slot, TaskState
 from comfyd.settings import Settings
 from comfyd.store.protocol import TaskStore
 
@@ -77,7 +78,7 @@ class Dispatcher:
         self._retention = Retention(tasks, settings.retention_s, paths.outputs, clock)
         self._full = False
         self._looked = -math.inf
-        self._limits: dict[str, Limit] = {}
+        self._limiter = Limiter(live, tasks)
         self._kick = asyncio.Event()
         self._idle = asyncio.Event()
         self._stopping = self._releasing = False
@@ -106,7 +107,7 @@ class Dispatcher:
         try:
             if kind is None and not self.keep_leases:
                 with anyio.move_on_after(self._settings.shutdown_drain_s):
-                    await self._drained_or_hurried()
+                    await first_of(self._drained, self.hurry.wait)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._release()
@@ -122,11 +123,6 @@ class Dispatcher:
             with anyio.move_on_after(self._pace.release_s):
                 await self._drained()
         failpoint("leases_released")
-
-    async def _drained_or_hurried(self) -> None:
-        async with anyio.create_task_group() as group:
-            for wait in (self._drained, self.hurry.wait):
-                group.start_soon(_first, wait, group.cancel_scope)
 
     async def _drained(self) -> None:
         while self._attempts:
@@ -179,7 +175,7 @@ class Dispatcher:
             return None
         room, resting = self._free(), self._links.resting().values()
         self._full = not room
-        self._keep_limits()
+        self._limiter.keep()
         now = self._clock()
         looked_s = now.mono - self._looked
         if self._full and self._settings.dispatch and looked_s < LOOK_S:
@@ -196,12 +192,6 @@ class Dispatcher:
             raise left
         expiry = () if left is None else (left + 0.05 if left > 0 else 1.0,)
         return min((*resting, *expiry), default=None)
-
-    def _keep_limits(self) -> None:
-        found = limits(one.spec for one in self._live.resolved.get().environments)
-        if found != self._limits:
-            self._limits = found
-            self._tasks.set_limits(found)
 
     def _free(self, leaving: Link | None = None) -> list[Slot]:
         """Slots with room. None where dispatch is off: a claim without slots still returns expired leases."""
@@ -258,7 +248,7 @@ class Dispatcher:
                     attempt.forget()
             finally:
                 self._leave(attempt)
-                if not filled or self._full or self._limits:  # else nothing waits for this slot or this lease
+                if not filled or self._full:  # else nothing was queued for the slot, and nothing waits for its lease
                     self._kick.set()
             link, attempt = attempt.link, None
             if following is not None:
@@ -311,8 +301,3 @@ class Dispatcher:
         else:
             frames[task_id] = frame
         self._live.progress.set(frames)
-
-
-async def _first(wait: Callable[[], Awaitable[Any]], scope: anyio.CancelScope) -> None:
-    await wait()
-    scope.cancel()

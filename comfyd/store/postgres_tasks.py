@@ -5,11 +5,10 @@ the first try, a finish reported twice is answered twice, and the rest gives the
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final, TypeVar
 
-from comfyd.errors import ComfydError, StoreError
 from comfyd.failpoint import failpoint
 from comfyd.model.base import Now
 from comfyd.model.task import (
@@ -19,7 +18,6 @@ from comfyd.model.task import (
     Limits,
     NewTask,
     Outcome,
-    Pause,
     Slot,
     Task,
     TaskFilter,
@@ -27,12 +25,13 @@ from comfyd.model.task import (
     TaskState,
     TaskStats,
 )
-from comfyd.store import postgres_limits, postgres_pause, postgres_queue, postgres_read, postgres_remove
+from comfyd.store import postgres_limits, postgres_queue, postgres_read
 from comfyd.store.postgres_enqueue import Answer, Entry, Gathering, insert
 from comfyd.store.postgres_link import Link
 from comfyd.store.postgres_queue import Wish, wishes_for
-from comfyd.store.postgres_rows import Draft, claim_of, created, lock_row, write_notes
+from comfyd.store.postgres_rows import Draft, claim_of, created, lock_row
 from comfyd.store.postgres_schema import Connection
+from comfyd.store.postgres_upkeep import Tries, Upkeep
 from comfyd.store.task_external import update_row
 from comfyd.store.task_finish import Late, cancel_row, finish_row, retry_row
 from comfyd.store.task_queue import renew_row
@@ -40,21 +39,17 @@ from comfyd.store.task_rows import Clock, TaskRow, Term, stale, task_of, task_of
 from comfyd.store.writer import Writer
 
 T = TypeVar("T")
-Tries = list[Draft]
 Rows = Sequence[TaskRow]
-PauseChange = Callable[[Connection, Draft, str | None, str, float], Awaitable[tuple[Pause, ...]]]
 MAX_HANDED: Final = 64
 CLEAR_S: Final = 60.0
 _PARAMS: Final = "SELECT params FROM comfyd_task WHERE task_id = $1"
 
 
-class PostgresTasks:
+class PostgresTasks(Upkeep):
     """node_id: recorded in every claim. writer: of this node's event log, which gets what this node does to tasks."""
 
     def __init__(self, link: Link, writer: Writer, node_id: str, max_queued: int = 0) -> None:
-        self._link = link
-        self._writer = writer
-        self._node_id = node_id
+        super().__init__(link, writer, node_id)
         self._max_queued = max_queued
         self._limits: Limits = {}
         self._handed: dict[str, dict[str, Any]] = {}
@@ -94,44 +89,6 @@ class PostgresTasks:
 
     async def clear(self) -> int:
         return await self._link.call(lambda db, again: postgres_read.clear(db), CLEAR_S)
-
-    # pausing
-    async def pause(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
-        return await self._set(postgres_pause.pause, environment, caller, now)
-
-    async def resume(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
-        return await self._set(postgres_pause.resume, environment, caller, now)
-
-    async def _set(self, change: PauseChange, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
-        async def work(db: Connection, again: bool, tries: Tries) -> tuple[Pause, ...]:
-            tries.append(draft := Draft())
-            async with db.transaction():
-                return await change(db, draft, environment, caller, now.wall)
-
-        return await self._call(work)
-
-    async def pauses(self) -> tuple[Pause, ...]:
-        return await self._link.call(lambda db, again: postgres_pause.pauses(db))
-
-    # taking away
-    async def delete(self, task_id: str, now: Now) -> None:
-        async def work(db: Connection, again: bool, tries: Tries) -> None:
-            tries.append(draft := Draft())
-            async with db.transaction():
-                await postgres_remove.delete(db, draft, task_id, now.wall, again)
-
-        await self._call(work)
-
-    async def expired(self, keep_s: float, now: Now, limit: int) -> tuple[tuple[str, ...], float | None]:
-        async def look(db: Connection, again: bool) -> tuple[tuple[str, ...], float | None]:
-            since_s = await postgres_remove.oldest_s(db)
-            found = await postgres_remove.expired(db, keep_s, self._node_id, limit)
-            return found, None if since_s is None else keep_s - since_s
-
-        return await self._link.call(look)
-
-    async def remove(self, task_ids: Sequence[str]) -> int:
-        return await self._link.call(lambda db, again: postgres_remove.remove(db, task_ids))
 
     # leasing out
     async def claim(self, slots: Sequence[Slot], lease_s: float, now: Now) -> tuple[Claim, ...]:
@@ -328,28 +285,3 @@ class PostgresTasks:
             return result
 
         return await self._call(work)
-
-    async def _call(self, work: Callable[[Connection, bool, Tries], Awaitable[T]]) -> T:
-        """`work` adds what it has written to `tries`; the last that had anything to tell is told once it is over.
-
-        A try whose answer was lost may have been the one that was committed: then the next finds nothing to do.
-        Nothing is told where the outcome stays unknown: whoever asks again may then do it, and tell.
-        """
-        tries: list[Draft] = []
-        try:
-            result = await self._link.call(lambda db, again: work(db, again, tries))
-        except StoreError:
-            raise
-        except ComfydError:
-            self._tell(tries)
-            raise
-        self._tell(tries)
-        return result
-
-    def _tell(self, tries: Tries) -> None:
-        """Into this node's event log, not awaited: the queue does not depend on it."""
-        notes = next((draft.notes for draft in reversed(tries) if draft.notes), ())
-        if notes:
-            with suppress(StoreError):  # closed: the daemon is shutting down
-                written = self._writer.write(lambda tx: write_notes(tx, notes))
-                written.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -44,6 +44,15 @@ def test_from_stdin_with_a_priority(given: str, sent: str | int) -> None:
     assert seen.asked("POST", CREATE)[0]["priority"] == sent
 
 
+def test_a_start_and_a_deadline_are_handed_on_as_they_were_typed() -> None:
+    times = {"run_after": "2099-01-01T00:00:00Z", "deadline": "2099-01-02T00:00:00Z"}
+    with serving(World()) as seen:
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in times.items()]
+        ran = comfyd("task", "submit", "portrait", *options, "--url", seen.url)
+    assert ran.code == 0
+    assert seen.asked("POST", CREATE) == [times]
+
+
 @pytest.mark.parametrize("given", ["foo", "", "1.5", "9" * 10])
 def test_a_priority_that_is_none_is_wrong_usage(given: str) -> None:
     with serving(World()) as seen:
