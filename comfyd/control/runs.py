@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
+
 from comfyd.core.backoff import READY_RESETS_AFTER_S
 from comfyd.host.oom import Kills
 from comfyd.host.proc import Identity, Process, Status
@@ -28,6 +30,7 @@ class Run:
 
     settled: it has been ready for so long at a stretch that former crashes count no more. kills_before: how often the
     kernel had killed for memory where it lives, when it was last seen to answer (at first: when it was started).
+    lingers: why it lives on although it was killed. shield: what keeps its stop from being cancelled.
     """
 
     key: str
@@ -47,6 +50,8 @@ class Run:
     probe_message: str = ""
     adopted: bool = False
     stop: StopRequest | None = None
+    lingers: Condition | None = None
+    shield: anyio.CancelScope | None = None
     stop_changed: asyncio.Event = field(default_factory=asyncio.Event)
     probe_changed: asyncio.Event = field(default_factory=asyncio.Event)
     shown: tuple[object, ObservedProcess] | None = None
@@ -159,7 +164,7 @@ def observed_run(run: Run, history: History) -> ObservedProcess:
     """Made anew only when something of it has changed: a snapshot of all runs is taken after every fact."""
     mark = (
         run.phase, run.phase_since_wall, run.ready_since_mono, run.probe_message, run.spec.port, run.gpu_exclusive,
-        run.stop.drain_until if run.stop else None, run.stop.cause if run.stop else None,
+        run.stop.drain_until if run.stop else None, run.stop.cause if run.stop else None, run.lingers,
         history.last_exit, history.crashes, history.restarts,
     )  # fmt: skip
     if run.shown is None or run.shown[0] != mark:
@@ -175,6 +180,7 @@ def _observed(run: Run, history: History) -> ObservedProcess:
         last_exit=history.last_exit, crashes=history.crashes, restarts=history.restarts,
         drain_until_mono=run.stop.drain_until if run.stop else None, tree=run.tree, adopted=run.adopted,
         identity=run.identity_strength, probe_message=run.probe_message, trouble=run.stop.cause if run.stop else None,
+        lingers=run.lingers,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from comfyd.control.together import Together
 from comfyd.control.watching import Watching
 from comfyd.host import clock, proc, procfs, sockets
 from comfyd.host.journal import Journal
+from comfyd.host.lingering import why_it_lives
 from comfyd.host.proc import SpawnError, Status
 from comfyd.live import Live
 from comfyd.logs import get_logger
@@ -65,7 +66,7 @@ class Supervisor:
         self._history: dict[str, History] = {}
         self._scan = MemberScan(lambda: {run.generation: run.process.pid for run in self._runs.values()})
         self._prober = Prober()
-        self._watching = Watching(live, self._scan, self._prober, self._set_phase, self._give_up)
+        self._watching = Watching(live, self._scan, self._prober, self._set_phase, self._give_up, self._lingers)
         self._tasks: anyio.abc.TaskGroup | None = None
         self._wanted = ResolvedState()
         self._declared: dict[str, DesiredProcess] = {}
@@ -179,12 +180,15 @@ class Supervisor:
         self._request_stop(run, StopRequest(clock.mono() + action.drain_s, run.spec.stop_grace_s), action.reason)
 
     async def stop_all(self, drain_s: float) -> None:
-        """Ask every run to end and wait until nothing is left."""
+        """Ask every run to end and wait until nothing is left but what outlives SIGKILL: the next daemon finds that."""
         for run in list(self._runs.values()):
             self._request_stop(run, StopRequest(clock.mono() + drain_s, run.spec.stop_grace_s), "the daemon stops")
-        while self._runs:
+        while any(run.lingers is None for run in self._runs.values()):
             self._gone.clear()
             await self._gone.wait()
+        for run in self._runs.values():
+            if run.shield is not None:
+                run.shield.shield = False
 
     def _request_stop(self, run: Run, request: StopRequest, reason: str) -> None:
         if run.stop is not None:
@@ -199,6 +203,21 @@ class Supervisor:
         """End a run that is of no use any more; what was given to it goes back to the queue once it is gone."""
         cause = replace(why, since=clock.wall())
         self._request_stop(run, StopRequest(0.0, run.spec.stop_grace_s, asked=False, cause=cause), why.message)
+        self._changed()
+
+    def _lingers(self, run: Run, pid: int) -> None:
+        if run.lingers is not None:
+            return
+        reason, words = why_it_lives(pid)
+        message = f"process {pid} lives although it was killed: {words}"
+        hint = (
+            "thaw its cgroup"
+            if reason == "frozen"
+            else "look at the kernel log; what a driver holds ends with a reboot"
+        )
+        run.lingers = Condition("unkillable", reason, message, f"{hint}; it is not started anew before", clock.wall())
+        log.error("unkillable", instance=run.key, pid=pid, reason=words)
+        self._gone.set()
         self._changed()
 
     def _of(self, key: str) -> History:

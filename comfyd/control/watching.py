@@ -13,7 +13,7 @@ import anyio
 from comfyd.control.exits import MemberScan, wait_exit
 from comfyd.control.probe import Prober, run_probes
 from comfyd.control.runs import Run
-from comfyd.control.stopping import end_process, reap
+from comfyd.control.stopping import Lingers, end_process, reap
 from comfyd.host import clock
 from comfyd.host.proc import Status
 from comfyd.live import Live
@@ -23,13 +23,17 @@ from comfyd.model.observed import Evidence, Phase
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """What all watched runs share. give_up: asks for the end of a run that is of no use any more, and says why."""
+    """What all watched runs share. give_up: asks for the end of a run that is of no use any more, and says why.
+
+    lingers: told when one outlives SIGKILL.
+    """
 
     live: Live
     scan: MemberScan
     prober: Prober
     set_phase: Callable[[Run, Phase, str], None]
     give_up: Callable[[Run, Condition], None]
+    lingers: Lingers
 
     async def until_gone(self, run: Run) -> Status:
         """Return when nothing of the run is left: how its leader ended."""
@@ -42,7 +46,7 @@ class Watching:
                 self.give_up(run, probing.result())
             probing.cancel()
             if exited.done():
-                return await reap(run, self.scan, kill_at=0.0)
+                return await reap(run, self.scan, 0.0, self.lingers)
             await self._drain(run, exited)
         finally:
             for task in (exited, asked, probing):
@@ -86,11 +90,14 @@ class Watching:
                     wait.cancel()
 
     async def _end(self, run: Run) -> Status:
-        """Once begun, a stop is finished whatever is cancelled."""
+        """Once begun, a stop is finished whatever is cancelled, unless what outlives SIGKILL is left behind."""
         if run.phase is not Phase.STOPPING:
             self.set_phase(run, Phase.STOPPING, "")
         grace = run.stop.grace_s if run.stop else run.spec.stop_grace_s
-        ending = asyncio.ensure_future(end_process(run, grace, self.scan))
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({ending})
+        ending = asyncio.ensure_future(end_process(run, grace, self.scan, self.lingers))
+        try:
+            with anyio.CancelScope(shield=True) as run.shield:
+                await asyncio.wait({ending})
+        finally:
+            ending.cancel()
         return ending.result()

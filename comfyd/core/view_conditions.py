@@ -65,6 +65,8 @@ def phase_conditions(seen: ObservedProcess, in_flight: int, ending: str) -> Iter
         message = f"it finishes {in_flight} prompts before it ends ({ending})"
         hint = f"wait, or `comfyd stop {name}` to give them back to the queue after 5 s"
         yield Condition("not_ready", "draining", message, hint, since)
+    elif seen.lingers is not None:
+        yield seen.lingers
     elif seen.phase is Phase.STOPPING:
         message = f"it was asked to end ({ending})"
         yield Condition("not_ready", "stopping", message, "wait; it is killed when `stop_grace_s` is over", since)

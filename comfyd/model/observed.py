@@ -79,7 +79,7 @@ class ObservedProcess(Frozen):
 
     Times ending in _mono are CLOCK_BOOTTIME seconds, in _wall epoch seconds. crashes: consecutive crashes without
     10 min of readiness between them. tree: the real folder it runs from (pin target). probe_message: last probe result.
-    trouble: why we are ending it, although nobody asked for that.
+    trouble: why we are ending it, although nobody asked for that. lingers: why it lives on although it was killed.
     """
 
     key: str
@@ -103,6 +103,7 @@ class ObservedProcess(Frozen):
     identity: Literal["strong", "weak"] = "strong"
     probe_message: str = ""
     trouble: Condition | None = None
+    lingers: Condition | None = None
 
     @property
     def alive(self) -> bool:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.reliability.sampler import Sampler
 pytestmark = pytest.mark.timeout(300)
 
 PIDS = Path("/sys/fs/cgroup/pids")
+FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
 @pytest.fixture
@@ -226,3 +228,54 @@ def test_sigterm_under_load_releases_what_runs_and_fails_nothing(daemon: Daemon)
     found = [daemon.get(f"/tasks/{task}") for task in tasks]
     assert {one["status"] for one in found} <= {"PENDING", "COMPLETED"}
     assert {one["attempts"] for one in found if one["status"] == "PENDING"} <= {0, 1}
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[Callable[[], None]]:
+    """A process that not even SIGKILL ends, until the yielded call thaws it."""
+    folder = FREEZER / f"comfyd-test-{pid}"
+    try:
+        folder.mkdir()
+        (folder / "cgroup.procs").write_text(f"{pid}\n")
+        (folder / "freezer.state").write_text("FROZEN")
+    except OSError as error:
+        missing(f"no freezer cgroup: {error}")
+    thaw = partial((folder / "freezer.state").write_text, "THAWED")
+    try:
+        yield thaw
+    finally:
+        thaw()
+        while (folder / "cgroup.procs").read_text():
+            time.sleep(0.01)
+        folder.rmdir()
+
+
+@pytest.mark.ns
+@pytest.mark.slow
+def test_one_that_outlives_sigkill_is_named_and_has_no_second_beside_it(tmp_path: Path) -> None:
+    with daemon_on(tmp_path, [entry(0, stop_grace_s=0.5), entry(1)]) as daemon:
+        daemon.start().until_ready(0, 1)
+        pid = daemon.pids()["comfyui/0"]
+        with frozen(pid) as thaw:
+            daemon.post("/api/comfyui/instances/0/restart?wait=0")
+
+            def conditions() -> list[tuple[str, str]]:
+                return [(c["type"], c["reason"]) for c in daemon.instance(0)["conditions"]]
+
+            daemon.until(lambda: ("unkillable", "frozen") in conditions())
+            assert "thaw" in next(c["hint"] for c in daemon.instance(0)["conditions"] if c["type"] == "unkillable")
+            entries(daemon, lambda given: given[1].update(extra_args="--lowvram"))
+            other = daemon.pids()["comfyui/1"]
+            daemon.until(lambda: daemon.pids().get("comfyui/1", other) != other, what="others go on")
+            assert daemon.pids()["comfyui/0"] == pid, "it has no second beside it"
+            begun = time.monotonic()
+            assert daemon.stop() == 0
+            assert time.monotonic() - begun < 25, "a stop waits for nothing that cannot end"
+            assert lives(pid)
+            daemon.start().until_ready(1)
+            daemon.until(lambda: ("unkillable", "frozen") in conditions(), what="the next daemon finds it")
+            assert daemon.pids()["comfyui/0"] == pid
+            thaw()
+            daemon.until(lambda: daemon.pids().get("comfyui/0", pid) != pid)
+            daemon.until_ready(0)
+            assert ("unkillable", "frozen") not in conditions()
