@@ -5,10 +5,11 @@ Collects facts; what a silence means is decided in core/liveness.py.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 
+from comfyd.control.gpu_use import GpuUse
 from comfyd.control.runs import Run
 from comfyd.core.liveness import Vigil, ailment, is_unready, never_ready, next_probe_s
 from comfyd.host import clock, cpu, oom, sockets
@@ -22,13 +23,14 @@ BUSY_STATUS = 503
 class ProbeResult:
     """ready: it answered as it should. alive: it answered, if only to say that it is not ready.
 
-    cpu_s: CPU seconds of its processes, where that was asked for.
+    cpu_s: CPU seconds of its processes; gpu_busy: a GPU that they use computes. Where that was asked for.
     """
 
     ready: bool
     alive: bool
     message: str = ""
     cpu_s: float | None = None
+    gpu_busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,40 +39,55 @@ class _Look:
 
     listens: bool
     kills: oom.Kills | None
-    cpu_s: float | None
+    pids: frozenset[int] = frozenset()
+    cpu_s: float | None = None
 
 
-def _look(pid: int, port: int, *, with_cpu: bool) -> _Look:
-    """Blocking."""
-    kills, cpu_s = oom.kills(pid), cpu.session_cpu_s(pid) if with_cpu else None
-    return _Look(sockets.session_listens(pid, port), kills, cpu_s)
+def _look(pid: int, port: int, *, closely: bool) -> _Look:
+    """closely: at what its processes do, too. Blocking."""
+    listens, kills = sockets.session_listens(pid, port), oom.kills(pid)
+    if not closely:
+        return _Look(listens, kills)
+    pids = cpu.session_pids(pid)
+    return _Look(listens, kills, pids, cpu.cpu_seconds(pids))
 
 
 class Prober:
     """Asks on behalf of all runs through one HTTP session."""
 
     def __init__(self) -> None:
+        self._gpus = GpuUse()
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
-    async def ask(self, run: Run, *, with_cpu: bool = False) -> ProbeResult:
-        """One probe. Never raises but for cancellation. Keeps the memory kills that were counted while it lived."""
+    async def ask(self, run: Run, *, closely: bool = False) -> ProbeResult:
+        """One probe. Never raises but for cancellation. Keeps the memory kills that were counted while it lived.
+
+        closely: a silence is told with what its processes do meanwhile.
+        """
         spec, probe = run.spec, run.spec.probe
         if probe.type == "none" or spec.port is None:
             return ProbeResult(True, True)
-        seen = await asyncio.to_thread(_look, run.process.pid, spec.port, with_cpu=with_cpu)
+        seen = await asyncio.to_thread(_look, run.process.pid, spec.port, closely=closely)
+        result = await self._asked(run, spec.port, seen)
+        if result.alive or not closely:
+            return result
+        return replace(result, cpu_s=seen.cpu_s, gpu_busy=await self._gpus.busy(seen.pids))
+
+    async def _asked(self, run: Run, port: int, seen: _Look) -> ProbeResult:
+        probe = run.spec.probe
         if not seen.listens:
-            return ProbeResult(False, False, f"port {spec.port} is not open yet", seen.cpu_s)
+            return ProbeResult(False, False, f"port {port} is not open yet")
         try:
             async with asyncio.timeout(probe.timeout_s):
-                result = await self._answer(spec.listen, spec.port, probe.type, probe.path)
+                result = await self._answer(run.spec.listen, port, probe.type, probe.path)
         except TimeoutError:
-            return ProbeResult(False, False, f"no answer on port {spec.port} within {probe.timeout_s:g} s", seen.cpu_s)
+            return ProbeResult(False, False, f"no answer on port {port} within {probe.timeout_s:g} s")
         except (OSError, aiohttp.ClientError) as error:
-            return ProbeResult(False, False, f"port {spec.port}: {type(error).__name__}: {error}", seen.cpu_s)
+            return ProbeResult(False, False, f"port {port}: {type(error).__name__}: {error}")
         if probe.type == "http":  # the kernel takes TCP connections even for a process that it has just killed
             run.kills_before = seen.kills or run.kills_before
         return result
@@ -109,9 +126,12 @@ async def run_probes(
     vigil = Vigil(heard=clock.mono())
     while True:
         began, spec = clock.mono(), run.spec.probe
-        result = await prober.ask(run, with_cpu=vigil.silences > 0)
+        result = await prober.ask(run, closely=vigil.silences > 0)
         at = clock.mono()
-        vigil = vigil.answered(at, ready=result.ready) if result.alive else vigil.missed(at, result.cpu_s)
+        if result.alive:
+            vigil = vigil.answered(at, ready=result.ready)
+        else:
+            vigil = vigil.missed(at, result.cpu_s, gpu_busy=result.gpu_busy)
         _report(run, vigil, result, changed)
         if run.phase is Phase.STARTING:
             if at >= run.started.mono + spec.startup_deadline_s:

@@ -1,4 +1,4 @@
-"""Whether a run is ready and whether it still lives: what its probes, its prompts and its CPU time say together. Pure.
+"""Whether a run is ready and whether it still lives: what its probes, prompts, CPU time and GPU say together. Pure.
 
 A run that does not answer is not dead for that: a node may hold the interpreter while it loads a model or computes.
 How long it may be silent depends on what else speaks for it (`allowed_silence_s`).
@@ -25,7 +25,7 @@ class Vigil:
 
     heard: its latest answer of any kind, or when the vigil began. failures: probes in a row that were not ready.
     silences: probes in a row without any answer. cpu: (when, CPU seconds of all its processes) at the latest silence.
-    worked: when it was last seen to use the CPU during a silence.
+    worked: when it, or a GPU that it uses, was last seen to compute during a silence.
     """
 
     heard: float
@@ -38,9 +38,9 @@ class Vigil:
         """It answered: ready, or something else that only a living process says."""
         return Vigil(heard=mono, failures=0 if ready else self.failures + 1)
 
-    def missed(self, mono: float, cpu_s: float | None) -> "Vigil":
+    def missed(self, mono: float, cpu_s: float | None, *, gpu_busy: bool = False) -> "Vigil":
         """No answer. cpu_s: CPU seconds that its processes have used so far, None if not known."""
-        worked, cpu = self.worked, self.cpu
+        worked, cpu = mono if gpu_busy else self.worked, self.cpu
         if cpu_s is not None:
             if cpu is not None and mono > cpu[0] and (cpu_s - cpu[1]) / (mono - cpu[0]) >= BUSY_SHARE:
                 worked = mono
@@ -60,7 +60,7 @@ def threshold_s(probe: ProbeSpec) -> float:
 def allowed_silence_s(probe: ProbeSpec, *, prompts: bool, busy: bool) -> float:
     """Seconds without any sign of life after which a run is given up.
 
-    | | no CPU time used | CPU time used |
+    | | neither CPU nor GPU used | CPU or GPU used |
     | idle | 60 s | 10 min |
     | a prompt of ours in it | 10 min | 30 min |
     """

@@ -1,22 +1,33 @@
 """How much CPU time the processes of a session have used. Reads only."""
 
 import os
+from collections.abc import Iterable
 
 from comfyd.host.procfs import all_pids
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def session_cpu_s(leader: int) -> float:
-    """CPU seconds of the living processes of a session, and of those children that they have waited for."""
-    return sum(_ticks(pid, leader) for pid in all_pids()) / _TICKS_PER_S
+def session_pids(leader: int) -> frozenset[int]:
+    """Processes of the session that `leader` leads."""
+    return frozenset(pid for pid in all_pids() if _session(pid) == leader)
 
 
-def _ticks(pid: int, session: int) -> int:
-    """Clock ticks in user and system mode; 0 for a process that is gone or of another session."""
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """What these processes have used, and those children that they have waited for. One that is gone counts nothing."""
+    return sum(map(_ticks, pids)) / _TICKS_PER_S
+
+
+def _session(pid: int) -> int | None:
     try:
-        if os.getsid(pid) != session:
-            return 0
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _ticks(pid: int) -> int:
+    """Clock ticks in user and system mode."""
+    try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+BUSY_PERCENT = 10
+"""Of the driver's last sample (up to a second): below that is a desktop, or nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
@@ -43,6 +46,15 @@ class GpuReading:
         """Bytes that these processes hold on all GPUs; None if no GPU knows any of them."""
         held = [p.memory for gpu in self.gpus for p in gpu.processes if p.pid in pids and p.memory is not None]
         return sum(held) if held else None
+
+    def busy(self, pids: frozenset[int]) -> bool:
+        """Whether a GPU that one of these processes uses has computed lately, for whomever.
+
+        A driver outside our pid namespace names no pid that we know: then it says nothing.
+        """
+        return any(
+            (gpu.utilisation or 0) >= BUSY_PERCENT and any(p.pid in pids for p in gpu.processes) for gpu in self.gpus
+        )
 
 
 def read_gpus() -> GpuReading:

@@ -1,5 +1,7 @@
 """GPUs through the real binding and a compiled stand-in for the driver's library: shown, and held to by pins."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,24 @@ def test_pins_are_held_to_what_the_driver_knows(daemon: Daemon, tmp_path: Path) 
     pin(daemon, [1], [5])
     assert daemon.stop() == 0
     daemon.start().until_ready(0, 1)
+
+
+@pytest.mark.slow
+def test_a_silent_one_whose_gpu_computes_is_given_longer(daemon: Daemon, tmp_path: Path) -> None:
+    """Both stand still; the driver says that a busy GPU belongs to the first one. Ten times longer is 10 s here."""
+    holder = tmp_path / "holder"
+    daemon.environ |= {"LD_LIBRARY_PATH": str(build_library(tmp_path)), "NVML_STUB_PID": str(holder)}
+    probe = {"timeout_s": 0.5, "period_s": 0.4, "failures": 1, "liveness_period_s": 0.5, "liveness_failures": 2}
+    daemon.edit(lambda data: [entry.update(probe=probe, stop_grace_s=1) for entry in data["instances"]])
+    daemon.start().until_ready(0, 1)
+    before = daemon.pids()
+    holder.write_text(str(before["comfyui/0"]))
+    for pid in before.values():
+        os.kill(pid, signal.SIGSTOP)
+    daemon.until(lambda: daemon.pids().get("comfyui/1", before["comfyui/1"]) != before["comfyui/1"])
+    assert daemon.pids()["comfyui/0"] == before["comfyui/0"]
+    daemon.until_ready(1)
+    assert daemon.pids()["comfyui/0"] == before["comfyui/0"]
+    holder.write_text("1")
+    daemon.until(lambda: daemon.pids().get("comfyui/0", before["comfyui/0"]) != before["comfyui/0"], 9)
+    assert daemon.instance(0)["last_exit"]["reason"] == "unresponsive"

@@ -1,5 +1,7 @@
 /* A libnvidia-ml.so.1 with two GPUs, for machines without one: the real binding is loaded and called.
- * NVML_STUB=driver: the driver is not loaded; lost: GPU 1 has fallen off the bus. */
+ * NVML_STUB=driver: the driver is not loaded; lost: GPU 1 has fallen off the bus.
+ * NVML_STUB_PID: a file with the pid of the process that holds memory on GPU 0, instead of 100. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,6 +10,14 @@ typedef struct { unsigned int gpu, memory; } Rates;
 typedef struct { unsigned int pid; unsigned long long used; unsigned int gi, ci; } Process;
 
 static int is(const char *mode) { const char *now = getenv("NVML_STUB"); return now && !strcmp(now, mode); }
+
+static unsigned int holder(void) {
+    const char *name = getenv("NVML_STUB_PID");
+    FILE *file = name ? fopen(name, "r") : NULL;
+    unsigned int pid = 100;
+    if (file) { if (fscanf(file, "%u", &pid) != 1) pid = 100; fclose(file); }
+    return pid;
+}
 
 int nvmlInitWithFlags(unsigned int flags) { (void)flags; return is("driver") ? 9 : 0; }
 int nvmlInit_v2(void) { return is("driver") ? 9 : 0; }
@@ -39,7 +49,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *h, unsigned int *n, Process *l
     if (h == (void *)2) { *n = 0; return 0; }
     if (!list) { *n = 2; return 7; }
     *n = 2;
-    list[0] = (Process){100, 5ULL << 30, 0, 0};
+    list[0] = (Process){holder(), 5ULL << 30, 0, 0};
     list[1] = (Process){200, ~0ULL, 0, 0};
     return 0;
 }

@@ -64,3 +64,12 @@ def test_memory_of_a_process_tree() -> None:
     assert reading.memory_of(frozenset({1, 2})) == 20
     assert reading.memory_of(frozenset({2})) is None
     assert reading.memory_of(frozenset({9})) is None
+
+
+@pytest.mark.parametrize(
+    ("utilisation", "pids", "busy"),
+    [(42, {7}, True), (42, {7, 9}, True), (42, {9}, False), (42, set(), False), (9, {7}, False), (None, {7}, False)],
+)
+def test_a_gpu_is_busy_for_those_who_use_it(utilisation: int | None, pids: set[int], busy: bool) -> None:
+    gpu = Gpu(0, "GPU-aaaa", "A", 1, 0, utilisation, None, (GpuProcess(7, None),))
+    assert GpuReading((gpu,), "999.1").busy(frozenset(pids)) is busy

@@ -27,6 +27,7 @@ class Instance:
 
     answers: Callable[[float], bool] = lambda _: True
     cpu_share: Callable[[float], float] = lambda _: 0.0
+    gpu_busy: Callable[[float], bool] = lambda _: False
     in_flight: int = 0
     progress_every: float | None = None
     progress_until: float = float("inf")
@@ -48,7 +49,11 @@ class Instance:
             t += 0.001 if good else probe.timeout_s
             self.cpu_s += self.cpu_share(began) * (t - began)
             mono = START + t
-            vigil = vigil.answered(mono, ready=True) if good else vigil.missed(mono, self.cpu_s if silent else None)
+            if good:
+                vigil = vigil.answered(mono, ready=True)
+            else:
+                used = self.gpu_busy(began) and silent
+                vigil = vigil.missed(mono, self.cpu_s if silent else None, gpu_busy=used)
             if is_unready(vigil, probe):
                 self.unready_at.append(t)
             yield t, ailment(vigil, probe, self.evidence(t), mono)
@@ -107,6 +112,18 @@ def test_how_long_a_silence_may_be(in_flight: int, share: float, minutes: float)
     assert 0 <= ended - minutes * MINUTE <= 2 * PROBE.timeout_s
     allowed = allowed_silence_s(PROBE, prompts=in_flight > 0, busy=share > 0)
     assert allowed == minutes * MINUTE
+
+
+@pytest.mark.parametrize(("in_flight", "minutes"), [(0, 10), (1, 30)])
+def test_a_gpu_that_computes_is_a_sign_of_life(in_flight: int, minutes: float) -> None:
+    """A kernel of minutes leaves the CPU idle; it counts like CPU time, until a minute after it was last seen."""
+    one = Instance(answers=silent_from(0), in_flight=in_flight, gpu_busy=lambda _: True)
+    ended = one.given_up(120 * MINUTE)
+    assert ended is not None
+    assert 0 <= ended - minutes * MINUTE <= 2 * PROBE.timeout_s
+    short = Instance(answers=silent_from(0), gpu_busy=lambda t: t < 120).given_up(20 * MINUTE)
+    assert short is not None
+    assert 120 + 60 - 2 * PROBE.timeout_s <= short <= 120 + 60 + 3 * PROBE.timeout_s
 
 
 def test_crumbs_of_cpu_time_are_no_work() -> None:
