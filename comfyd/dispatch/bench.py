@@ -1,4 +1,4 @@
-"""What every attempt needs, and the one outcome that several places give."""
+"""What every attempt needs, how its progress is shown, and the outcomes that several places give."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comfyd.dispatch.pace import Pace
 from comfyd.dispatch.retries import Retries
+from comfyd.live import Live
 from comfyd.model.base import Now
 from comfyd.model.task import Outcome, TaskState
 from comfyd.store.protocol import TaskStore
@@ -26,6 +27,16 @@ class Bench:
     progress: Callable[[str, dict[str, object] | None], None]
     alarm: Callable[[], None]
     retries: Retries = field(default_factory=Retries)
+
+
+def show_progress(live: Live, task_id: str, frame: dict[str, object] | None) -> None:
+    """In the progress cell, whose writer dispatch is."""
+    frames = {**live.progress.get()}
+    if frame is None:
+        frames.pop(task_id, None)
+    else:
+        frames[task_id] = frame
+    live.progress.set(frames)
 
 
 def put_back(message: str) -> Outcome:

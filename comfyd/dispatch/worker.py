@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from anyio.abc import TaskGroup
 
 from comfyd.core.route import slots as free_slots
 from comfyd.dispatch.attempt import Attempt, carried_out
-from comfyd.dispatch.bench import Bench, put_back
+from comfyd.dispatch.bench import Bench, put_back, show_progress
 from comfyd.dispatch.cancels import Cancels
 from comfyd.dispatch.limits import Limiter
 from comfyd.dispatch.link import Link
@@ -70,7 +71,7 @@ class Dispatcher:
         self._live, self._tasks, self._settings = live, tasks, settings
         self._clock, self._node_id, self._pace = clock, node_id, pace or Pace()
         self._bench = Bench(
-            tasks, clock, settings.lease_s, paths.outputs, self._pace, self._show_progress, live.wake.set
+            tasks, clock, settings.lease_s, paths.outputs, self._pace, partial(show_progress, live), live.wake.set
         )
         self._links = Links(live, paths, clock, node_id, self._pace)
         self._attempts: set[Attempt] = set()
@@ -292,12 +293,3 @@ class Dispatcher:
                 await self._live.passes.wait_changed(self._live.passes.seq)
         for claim in claims:
             self._start(claim.model_copy(update={"slot": self._links.slot_of(claim)}), recovered=True)
-
-    # progress
-    def _show_progress(self, task_id: str, frame: dict[str, object] | None) -> None:
-        frames = {**self._live.progress.get()}
-        if frame is None:
-            frames.pop(task_id, None)
-        else:
-            frames[task_id] = frame
-        self._live.progress.set(frames)

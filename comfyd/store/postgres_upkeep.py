@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from comfyd.errors import ComfydError, StoreError
+from comfyd.failpoint import failpoint
 from comfyd.model.base import Now
 from comfyd.model.task import Pause
 from comfyd.store import postgres_pause, postgres_remove
@@ -31,7 +32,9 @@ class Upkeep:
 
     # pausing
     async def pause(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
-        return await self._set(postgres_pause.pause, environment, caller, now)
+        paused = await self._set(postgres_pause.pause, environment, caller, now)
+        failpoint("queue_paused")
+        return paused
 
     async def resume(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
         return await self._set(postgres_pause.resume, environment, caller, now)

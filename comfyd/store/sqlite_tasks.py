@@ -64,6 +64,10 @@ def _cancelled(row: TaskRow) -> None:
     failpoint("cancel_committed")
 
 
+def _paused(pauses: object) -> None:
+    failpoint("queue_paused")
+
+
 class SqliteTasks:
     """boot_id: whose `now.mono` is spoken of. node_id: recorded in every claim. max_queued: 0 = any number."""
 
@@ -201,7 +205,7 @@ class SqliteTasks:
 
     async def pause(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
         clock = self._clock(now)
-        return await self._writer.write(lambda tx: task_pause.pause(tx, environment, caller, clock))
+        return await self._writer.write(lambda tx: task_pause.pause(tx, environment, caller, clock), after=_paused)
 
     async def resume(self, environment: str | None, caller: str, now: Now) -> tuple[Pause, ...]:
         clock = self._clock(now)

@@ -91,9 +91,12 @@ def test_old_workers_work_a_queue_off_over_a_restart(daemon: Daemon) -> None:
     workers = [Worker(daemon, dice, *kind) for kind in ((False, False), (True, False), (False, True), (True, True))]
     for n in range(30):
         assert workers[n % 4].step()
-    assert daemon.stop() == 0
+    daemon.post("/api/queue/pause")
+    daemon.kill()
     daemon.start(60)
     daemon.until(lambda: daemon.call("GET", "/ready").status == 200, 60, "ready again")
+    assert [worker.step() for worker in workers] == [False] * 4, "it is still paused"
+    daemon.post("/api/queue/resume")
     while sum(worker.step() for worker in workers):
         pass
     ends = sum((worker.ends for worker in workers), Counter())

@@ -60,6 +60,10 @@ def cancel_task(ground: Ground) -> None:
     ask(ground, "POST", f"/tasks/{task}/cancel")
 
 
+def pause_queue(ground: Ground) -> None:
+    ask(ground, "POST", "/api/queue/pause")
+
+
 def override(ground: Ground) -> None:
     ask(ground, "PUT", "/api/comfyui/overrides/0", {"fields": {"extra_args": "--lowvram"}})
 
@@ -118,6 +122,10 @@ def both_run(ground: Ground) -> None:
 
 def overridden(ground: Ground) -> None:
     assert read_database(ground.database, "SELECT kind, key FROM override") == [("spec", "comfyui/0")]
+
+
+def paused(ground: Ground) -> None:
+    assert read_database(ground.database, "SELECT environment FROM pause") == [("",)]
 
 
 def kept_good(ground: Ground) -> None:
@@ -208,6 +216,7 @@ RUNS = (
     *(at_boot(name, generation=2, model=True) for name in ("part_opened", "bytes_n", "fsynced", "renamed")),
     # the queue
     at_boot("migration_n"),
+    at_boot("migration_n", 3),
     at_task("enqueue_before_commit"),
     at_task("enqueue_after_commit", "PENDING"),
     at_task("lease_committed", "PROCESSING"),
@@ -219,6 +228,7 @@ RUNS = (
     at_task("result_before_commit", "PROCESSING"),
     at_task("result_committed", "COMPLETED"),
     KillRun("cancel_committed", cancel_task),
+    KillRun("queue_paused", pause_queue, left=paused),
     # shutdown
     KillRun("drain_started", stop_busy_daemon, left=tasks_are("PROCESSING"), touched=BOTH),
     KillRun("leases_released", stop_busy_daemon, left=tasks_are("PENDING"), touched=BOTH),

@@ -25,6 +25,7 @@ from tests.reliability.stories import (
     break_file,
     cancel_task,
     create,
+    pause_queue,
     run_task,
     states,
     stop_busy_daemon,
@@ -124,6 +125,9 @@ def wanted_arguments(ground: Ground) -> set[str]:
 def check_tasks(ground: Ground, run: KillRun) -> None:
     """The client asks again with its key: one task, which ends. Another one is run as if nothing had been."""
     wanted = {}
+    if run.story is pause_queue:
+        assert ground.daemon.get("/api/comfyui/status")["paused"], "it is still so"
+        ground.daemon.post("/api/queue/resume")
     if run.story in TASKS:
         task = create(ground)
         assert set(ground.acknowledged) == {task}
