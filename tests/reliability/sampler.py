@@ -1,10 +1,15 @@
 """Looks at procfs every 20 ms and remembers what must never be seen: two trees of one key, two listeners of one port.
 
-Owns: observations from outside. Must not: ask the daemon anything, or signal anybody.
+A process of its own, so that a busy test does not make it blind. Owns: observations from outside. Must not: ask the
+daemon anything, or signal anybody.
 """
 
+import json
 import os
 import re
+import select
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -19,6 +24,8 @@ SETTLED_S = 1.0
 _KEY = re.compile(rb"/instances/([0-9]+)")
 _LISTENER = re.compile(rb":([0-9A-F]{4}) [0-9A-F]+:0000 0A (?:\S+ +){5}([0-9]+)")
 """Port and inode of a line of /proc/net/tcp whose state is LISTEN."""
+REPOSITORY = Path(__file__).parents[2]
+TOLD_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +55,46 @@ class Sampler:
     _since: dict[int, float] = field(default_factory=dict)
     _known: dict[int, Seen] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _reader: threading.Thread | None = None
 
     def __enter__(self) -> "Sampler":
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._thread.start()
+        argv = [sys.executable, "-m", "tests.reliability.sampler", str(self.root), *map(str, sorted(self.ports))]
+        self._process = subprocess.Popen(argv, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._reader = threading.Thread(target=self._hear, args=(self._process,), name="sampler", daemon=True)
+        self._reader.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        assert self._thread is not None
-        self._thread.join(10)
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._reader is not None
+        self._process.stdin.close()
+        try:
+            assert self._process.wait(30) == 0, "the sampler failed"
+        finally:
+            self._process.kill()
+            self._reader.join(10)
 
-    def _run(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            began = time.monotonic()
-            self.sample_once()
-            self.samples += 1
-            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+    def _hear(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                told = json.loads(line)
+                self.samples, self.slowest_s = told["samples"], told["slowest_s"]
+                self.violations += told["violations"]
+                if told["alive"] is not None:
+                    self._changed(told["at"], [Seen(*one) for one in told["alive"]])
+
+    def _changed(self, at: float, seen: list[Seen]) -> None:
+        self.changes.append((at, seen))
+        self.generations.update((one.key, one.uuid) for one in seen)
 
     def sample_once(self) -> None:
         by_key: dict[str, dict[str, Seen]] = {}
         seen = self.ours()
         if not self.changes or self.changes[-1][1] != seen:
-            self.changes.append((time.monotonic(), seen))
-            self.generations.update((one.key, one.uuid) for one in seen)
+            self._changed(time.monotonic(), seen)
         for one in seen:
             by_key.setdefault(one.key, {})[one.uuid] = one
         for key, trees in by_key.items():
@@ -142,3 +163,31 @@ def _listeners(ports: frozenset[int]) -> dict[int, set[bytes]]:
                 if int(port, 16) in ports:
                     found.setdefault(int(port, 16), set()).add(inode)
     return found
+
+
+def main(root: str, *ports: str) -> None:
+    """Sample until the one who started this closes our standard input; tell what is new as lines of JSON."""
+    with suppress(OSError):
+        os.nice(-10)
+    one, told = Sampler(Path(root), frozenset(map(int, ports))), 0
+    while True:
+        over = bool(select.select([sys.stdin], [], [], PERIOD_S)[0])
+        began, changes = time.monotonic(), len(one.changes) and one.changes[-1][0]
+        one.sample_once()
+        one.samples += 1
+        one.slowest_s = max(one.slowest_s, time.monotonic() - began)
+        changed = len(one.changes) and one.changes[-1][0] != changes
+        if over or changed or told < len(one.violations) or one.samples % TOLD_EVERY == 0:
+            at, alive = one.changes[-1] if changed else (0.0, None)
+            news = {
+                "samples": one.samples, "slowest_s": one.slowest_s, "violations": one.violations[told:], "at": at,
+                "alive": None if alive is None else [[s.pid, s.starttime, s.session, s.uuid, s.key] for s in alive],
+            }  # fmt: skip
+            print(json.dumps(news), flush=True)
+            told = len(one.violations)
+        if over:
+            return
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -81,6 +81,7 @@ def report(chaos: Chaos, began: float) -> str:
         "prompts given twice to one process": len(given_twice(one.journal)),
         "ends": dict(sorted(Counter(story.ended.values()).items())),
         "double processes or listeners seen": len(one.sampler.violations), "samples": one.sampler.samples,
+        "samples a second": f"{one.sampler.samples / (time.monotonic() - began):.0f}",
         "slowest sample": f"{one.sampler.slowest_s * 1000:.0f} ms", "foreign signals": len(one.decoys.harmed()),
         "broken promises": len(story.wrong),
     }  # fmt: skip

@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,28 +21,52 @@ from tests.reliability.model import Entry, Facts, Model
 from tests.reliability.sampler import Sampler
 
 
-def test_the_sampler_sees_two_trees_of_a_key_and_two_listeners_of_a_port(tmp_path: Path) -> None:
-    sampler = Sampler(tmp_path, frozenset([port := free_port()]))
+@contextmanager
+def twins(folder: Path, port: int) -> Iterator[Callable[[], None]]:
+    """Each call starts one more process that looks like instance 0 and listens on the port."""
     code = f"import socket,time; s=socket.socket(); s.setsockopt(1,15,1); s.bind(('127.0.0.1',{port})); s.listen(); "
     argv = [sys.executable, "-c", code + "print(flush=True); time.sleep(600)", "data/instances/0"]
-    both = []
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        environ = {**os.environ, "COMFYD_PROCESS_UUID": "ab"[len(begun)] * 32}
+        begun.append(subprocess.Popen(argv, cwd=folder, env=environ, stdout=subprocess.PIPE))
+        assert begun[-1].stdout is not None
+        assert begun[-1].stdout.readline() == b"\n"
+
     try:
-        for uuid in ("a" * 32, "b" * 32):
-            sampler.sample_once()
-            assert sampler.violations == []
-            environ = {**os.environ, "COMFYD_PROCESS_UUID": uuid}
-            both.append(subprocess.Popen(argv, cwd=tmp_path, env=environ, stdout=subprocess.PIPE))
-            assert both[-1].stdout is not None
-            assert both[-1].stdout.readline() == b"\n"
-        sampler.sample_once()
-        assert [what.split(" ", 1)[1][:13] for what in sampler.violations] == ["two trees of ", "2 listeners o"]
-        assert {key for key, _ in sampler.generations} == {"comfyui/0"}
+        yield start
     finally:
-        for one in both:
+        for one in begun:
             one.kill()
             one.wait(10)
             assert one.stdout is not None
             one.stdout.close()
+
+
+def test_the_sampler_sees_two_trees_of_a_key_and_two_listeners_of_a_port(tmp_path: Path) -> None:
+    sampler = Sampler(tmp_path, frozenset([port := free_port()]))
+    with twins(tmp_path, port) as start:
+        for _ in range(2):
+            sampler.sample_once()
+            assert sampler.violations == []
+            start()
+        sampler.sample_once()
+    assert [what.split(" ", 1)[1][:13] for what in sampler.violations] == ["two trees of ", "2 listeners o"]
+    assert {key for key, _ in sampler.generations} == {"comfyui/0"}
+
+
+def test_the_sampler_tells_from_its_own_process_what_it_sees(tmp_path: Path) -> None:
+    port = free_port()
+    with Sampler(tmp_path, frozenset([port])) as sampler, twins(tmp_path, port) as start:
+        start()
+        start()
+        deadline = time.monotonic() + 60
+        while len(sampler.violations) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert {what.split(" ", 1)[1][:13] for what in sampler.violations} == {"two trees of ", "2 listeners o"}
+    assert {uuid[:1] for _, uuid in sampler.generations} == {"a", "b"}
+    assert sampler.samples > 0
 
 
 def test_a_prompt_given_twice_to_one_process_is_seen(tmp_path: Path) -> None:
