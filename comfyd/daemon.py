@@ -208,7 +208,9 @@ def _shared_queue(settings: Settings, live: Live) -> Shared | None:
     if settings.database_url is None:
         return None
     url = settings.database_url.get_secret_value()
-    return Shared(url, live.task_wake.set, lambda trouble: live.queue_trouble.set(trouble or ""))
+    return Shared(
+        url, live.task_wake.set, lambda trouble: live.queue_trouble.set(trouble or ""), live.queue_durability.set
+    )
 
 
 async def _tell_damage(node: NodeStore, moved_to: Path) -> None:

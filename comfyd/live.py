@@ -89,7 +89,8 @@ class Live:
     polling (edits are found by comparing only).
     environments: installs. dispatch: evidence, progress (task id -> frame, never stored). daemon: draining,
     longest_stall_s (how long the event loop was blocked at worst, 0 while that never was noteworthy),
-    queue_trouble (why the task store cannot be used now, "" while it can).
+    queue_trouble (why the task store cannot be used now, "" while it can),
+    queue_durability ("sync" or "async" of a shared queue, else "").
     """
 
     wake: Wake = field(default_factory=Wake)
@@ -107,3 +108,4 @@ class Live:
     draining: Cell[bool] = field(default_factory=lambda: Cell(False))
     longest_stall_s: Cell[float] = field(default_factory=lambda: Cell(0.0))
     queue_trouble: Cell[str] = field(default_factory=lambda: Cell(""))
+    queue_durability: Cell[str] = field(default_factory=lambda: Cell(""))

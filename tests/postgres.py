@@ -115,6 +115,16 @@ class Server:
             self.process.wait(30)
         self.process = None
 
+    def promote(self) -> None:
+        """A standby becomes a server that takes writes."""
+        self._run("pg_ctl", "-D", str(self._data), "promote")
+
+    def copy(self, primary: "Server") -> "Server":
+        """Become a standby of `primary`, which runs."""
+        self._run("pg_basebackup", "-D", str(self._data), "-h", str(primary.folder), "-p", str(PORT), "-U", "postgres",
+                  "-R", "-X", "stream", "-c", "fast")  # fmt: skip
+        return self
+
     def url(self, schema: str = "public") -> str:
         return f"postgresql://postgres@/postgres?host={self.folder}&port={PORT}&search_path={schema}"
 
@@ -136,6 +146,19 @@ def running_server(programs: Path | None = None, **settings: str) -> Iterator[Se
     server = None
     try:
         server = Server(folder, programs).make().start(**settings)
+        yield server
+    finally:
+        if server is not None:
+            server.stop(signal.SIGQUIT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running_standby(primary: Server, **settings: str) -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="comfyd-pg-", dir="/tmp"))
+    server = None
+    try:
+        server = Server(folder).copy(primary).start(**settings)
         yield server
     finally:
         if server is not None:

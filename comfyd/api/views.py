@@ -44,6 +44,7 @@ def _input(context: ApiContext) -> ViewInput:
         gpu_problem=context.gpus.problem,
         gpu_memory=context.gpus.memory,
         paused=context.paused,
+        durability=live.queue_durability.get() or None,
     )
 
 

@@ -95,6 +95,10 @@ def _show(session: Session, seen: Status) -> None:
         if instance.get("desired", "up") == "up":
             show_reasons(instance, now)
     _show_environments(seen, now)
+    if seen.get("durability") == "async":
+        say(
+            "durability: async (the task database has no synchronous standby: a failover may lose what it acknowledged)"
+        )
     for pause in seen.get("paused", []):
         what = f"queue of {pause.get('environment')}" if pause.get("environment") else "queue"
         say(clean(f"the {what} is paused since {pause.get('since')}, by {pause.get('by')}: comfyd queue resume"))

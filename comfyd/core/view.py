@@ -50,6 +50,7 @@ class ViewInput:
     gpu_problem: str | None = None
     gpu_memory: Mapping[str, int] = field(default_factory=dict)
     paused: tuple[PauseView, ...] = ()
+    durability: str | None = None
 
 
 def describe(given: ViewInput) -> StatusView:
@@ -75,6 +76,7 @@ def describe(given: ViewInput) -> StatusView:
         gpu_problem=given.gpu_problem,
         unrecorded=given.observed.unrecorded,
         paused=given.paused,
+        durability=given.durability,
         version=given.version,
         time=rfc3339(given.now.wall) or "",
     )

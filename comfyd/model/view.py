@@ -177,7 +177,8 @@ class StatusView(Frozen):
     """`GET /api/comfyui/status`. `output` is the readable text of the same facts.
 
     unrecorded: pids that carry this daemon's tag but stand in no record, as of its start; they are left alone.
-    paused: of the queue.
+    paused: of the queue. durability, of a shared queue: "sync" where the database has a synchronous standby, else
+    "async": what it has acknowledged it may forget in a failover.
     """
 
     status: str = "success"
@@ -190,5 +191,6 @@ class StatusView(Frozen):
     gpu_problem: str | None = None
     unrecorded: tuple[int, ...] = ()
     paused: tuple[PauseView, ...] = ()
+    durability: str | None = None
     version: str
     time: str

@@ -29,11 +29,13 @@ class Stores:
 @dataclass(frozen=True, slots=True)
 class Shared:
     """A PostgreSQL whose queue many nodes share. wake: the queue may have changed. tell: why no call can succeed now,
-    None once they can."""
+    None once they can. assure: "sync" or "async": whether it has a synchronous
+    standby, as last asked."""
 
     url: str
     wake: Callable[[], None]
     tell: Callable[[str | None], None]
+    assure: Callable[[str], None] = lambda durability: None
 
 
 @asynccontextmanager
@@ -76,7 +78,7 @@ async def _shared_tasks(shared: Shared, writer: Writer, node_id: str, max_queued
         raise SettingsError(
             f"COMFYD_DATABASE_URL needs the package {error.name}: pip install 'comfyd[postgres]'"
         ) from error
-    link = Link(shared.url, shared.wake, shared.tell)
+    link = Link(shared.url, shared.wake, shared.tell, shared.assure)
     link.start()
     try:
         yield PostgresTasks(link, writer, node_id, max_queued)

@@ -47,6 +47,9 @@ WITH gone AS (
 )
 INSERT INTO comfyd_tally SELECT environment, workflow_name, state, sum(n) FROM gone
 GROUP BY 1, 2, 3 HAVING sum(n) <> 0"""
+_SYNCHRONOUS: Final = """
+SELECT current_setting('synchronous_standby_names') <> ''
+    AND current_setting('synchronous_commit') NOT IN ('off', 'local')"""
 FOLD_LOCK: Final = 0x636F_6D66_7965
 _GONE: Final = (
     asyncpg.PostgresConnectionError,
@@ -77,12 +80,20 @@ class _Plain(asyncpg.Connection):  # type: ignore[misc]
 
 
 class Link:
-    """`start`, calls, `close`. wake: the queue may have changed. tell: why no call can succeed, None once they can."""
+    """`start`, calls, `close`. wake: the queue may have changed. tell: why no call can succeed, None once they can.
+    assure: whether what is acknowledged outlives the server."""
 
-    def __init__(self, url: str, wake: Callable[[], None], tell: Callable[[str | None], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        wake: Callable[[], None],
+        tell: Callable[[str | None], None],
+        assure: Callable[[str], None] = lambda durability: None,
+    ) -> None:
         self._url = url
         self._wake = wake
         self._tell = tell
+        self._assure = assure
         self._pool: Any = None
         self._trouble: StoreError | None = StoreError("The task database has not been reached yet; try again.")
         self._tried = asyncio.Event()
@@ -171,6 +182,7 @@ class Link:
         try:
             async with asyncio.timeout(60):  # not wait_for: that of Python 3.11 may swallow the cancel of `close`
                 await migrate(db)
+            await self._ask_durability(db)
             await db.add_listener(CHANNEL, lambda *_: self._wake())
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
@@ -203,9 +215,13 @@ class Link:
                 return
             try:
                 await db.execute(_FOLD, FOLD_LOCK)
+                await self._ask_durability(db)
             except _GONE as error:
                 log.info("task database lost a call", reason=_text(error))
                 return
+
+    async def _ask_durability(self, db: Any) -> None:
+        self._assure("sync" if await db.fetchval(_SYNCHRONOUS) else "async")
 
     def _set_trouble(self, trouble: StoreError | None) -> None:
         self._trouble = trouble
