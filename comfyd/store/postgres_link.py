@@ -207,7 +207,7 @@ class Link:
         """Until this connection is lost. Then the next one is made at once: until that fails twice, calls go on."""
         lost = asyncio.Event()
         db.add_termination_listener(lambda _: lost.set())
-        while not lost.is_set():
+        while not (lost.is_set() or db.is_closed()):  # it may be gone since before there was a listener
             self._wake()
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
