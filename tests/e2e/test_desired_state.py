@@ -136,7 +136,8 @@ def test_a_port_held_by_somebody_else_is_named_and_taken_once_free(daemon: Daemo
         assert str(os.getpid()) in condition["message"]
         plan = daemon.get("/api/comfyui/plan")
         assert plan["holds"]["comfyui/1"]["type"] == "blocked"
-    daemon.until_ready(1, timeout_s=15)
+    daemon.until(lambda: "comfyui/1" in daemon.pids(), 10, "it starts within 10 s of the port being free")
+    daemon.until_ready(1)
 
 
 def test_an_unknown_environment_holds_only_its_instance(daemon: Daemon) -> None:
