@@ -457,9 +457,8 @@ async def test_one_that_was_ready_once_is_adopted_unready_and_no_startup_deadlin
 async def test_a_port_that_is_closed_for_long_ends_it_with_the_reason(root: Path) -> None:
     port = free_port()
     async with open_bench(root) as bench:
-        stubborn = (
-            "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"  # so that it can be seen while it ends
-        )
+        # It ignores what asks it to end, so that it can be seen while it ends.
+        stubborn = "import signal\nfor one in (signal.SIGINT, signal.SIGTERM): signal.signal(one, signal.SIG_IGN)\n"
         wish = bench.wish("comfyui/0", stubborn + CLOSABLE.format(port=port), port=port, grace=0.5)
         probe = wish.spec.probe.model_copy(update={"liveness_period_s": 0.1, "liveness_failures": 4})
         await bench.start(wish.model_copy(update={"spec": wish.spec.model_copy(update={"probe": probe})}))
