@@ -3,6 +3,8 @@
 Owns: that meaning, and its outputs on disk. Must not: claim or finish leases, or follow prompts that still run.
 """
 
+import errno
+
 from comfyd.core.blame import DeviceError
 from comfyd.dispatch.bench import Bench, put_back
 from comfyd.dispatch.comfy import NotServed, Unanswered
@@ -14,6 +16,7 @@ from comfyd.logs import get_logger
 from comfyd.model.task import Outcome, TaskState
 
 log = get_logger(__name__)
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 async def outcome_of(verdict: Verdict, task_id: str, link: Link, bench: Bench) -> Outcome:
@@ -60,6 +63,9 @@ async def _store(verdict: Verdict, task_id: str, link: Link, bench: Bench) -> Ou
     except NotServed as error:
         return Outcome(state=TaskState.FAILED, message=f"an output is missing: {error.message}")
     except OSError as error:
+        if error.errno in FULL:
+            link.rest(bench.pace.full_disk_rest_s)
+            return put_back(f"no space for the outputs: {error.strerror}")
         return Outcome(state=TaskState.FAILED, message=f"an output could not be stored: {error.strerror or error}")
     failpoint("outputs_stored")
     urls = [f"/tasks/{task_id}/outputs/{n}" for n in range(len(files))]

@@ -32,4 +32,5 @@ class Pace:
     release_s: float = 5.0
     forget_s: float = 1.0
     device_rest_s: float = 1.0
+    full_disk_rest_s: float = 30.0  # after outputs found no space: each try costs a whole run of the graph
     cancels_s: float = 0.05

@@ -39,6 +39,7 @@ PACE = Pace(
     forget_s=0.05,
     cancels_s=0.01,
     device_rest_s=0.05,
+    full_disk_rest_s=0.05,
 )
 
 
