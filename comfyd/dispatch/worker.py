@@ -142,8 +142,7 @@ class Dispatcher:
         while True:
             await self._live.task_wake.wait()
             self._live.task_wake.clear()
-            if not (self._full and self._settings.dispatch):  # else whoever makes room looks for tasks
-                self._kick.set()
+            self._kick.set()
             self._cancels.look()
 
     # claiming

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from comfyd.model.base import Now
 from comfyd.model.desired import EnvironmentSpec
 from comfyd.model.observed import ExitInfo, Phase
 from comfyd.model.task import TaskState
@@ -492,6 +493,30 @@ async def test_what_falls_due_happens_by_itself_also_while_every_slot_is_full(tm
             assert soon <= task.finished_at <= soon + 1000
             for task_id in running:
                 await bench.cancel(task_id)
+
+
+async def test_a_deadline_that_comes_while_nothing_is_waited_for_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No instance, no lease, no timer: only the new task itself can tell of its deadline."""
+    looks = 0
+    async with rig(tmp_path) as bench:
+        look = bench.stores.tasks.next_expiry
+
+        async def counted(at: Now) -> float | None:
+            nonlocal looks
+            looks += 1
+            return await look(at)
+
+        monkeypatch.setattr(bench.stores.tasks, "next_expiry", counted)
+        bench.publish()
+        async with bench.dispatcher():
+            await eventually(lambda: looks)
+            soon = int(now().wall * 1000) + 300
+            task = await bench.done(await bench.enqueue(fresh(), deadline=soon), timeout_s=5)
+            assert (task.status, task.attempts) == (TaskState.FAILED, 0)
+            assert task.finished_at is not None
+            assert soon <= task.finished_at <= soon + 1000
 
 
 async def test_a_task_starts_at_its_time_by_a_timer(tmp_path: Path, fakes: Fakes) -> None:
