@@ -21,6 +21,25 @@ FRESH_S = 50.0
 PATIENCE_S = 5.0
 
 
+def ask_driver(read: Callable[[], GpuReading], take: Callable[[GpuReading], None]) -> None:
+    """Read in a thread of its own, then call `take` on the running loop.
+
+    Not in the loop's own threads: closing the loop waits for those, and a broken driver may never answer.
+    """
+    loop = asyncio.get_running_loop()
+
+    def ask() -> None:
+        try:
+            reading = read()
+        except Exception as error:
+            log.exception("GPUs not read", reason=str(error))
+            reading = GpuReading()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(take, reading)
+
+    threading.Thread(target=ask, name="comfyd-gpus", daemon=True).start()
+
+
 class GpuFacts:
     """known: None as long as no driver has answered. changed: called when an answer comes after its pass."""
 
@@ -40,9 +59,7 @@ class GpuFacts:
         pinned = any(wish.run and wish.gpus for wish in wanted.processes)
         if pinned and self._asking is None and clock.mono() >= self._next:
             self._asking = answered = asyncio.Event()
-            loop = asyncio.get_running_loop()
-            # Not in the loop's own threads: closing the loop waits for those, and a broken driver may never answer.
-            threading.Thread(target=self._ask, args=(loop,), name="comfyd-gpus", daemon=True).start()
+            ask_driver(self._read, self._take)
             try:
                 async with asyncio.timeout(self._patience_s):
                     await answered.wait()
@@ -50,15 +67,6 @@ class GpuFacts:
                 self._late = True
                 log.warning("the GPU driver does not answer", reason="pinned instances are started unchecked")
         return self.known
-
-    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            reading = self._read()
-        except Exception as error:
-            log.exception("GPUs not read", reason=str(error))
-            reading = GpuReading()
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(self._take, reading)
 
     def _take(self, reading: GpuReading) -> None:
         """A driver that told of a part only (a GPU is lost) has not answered: what it left out may be what is meant."""

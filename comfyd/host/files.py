@@ -70,21 +70,21 @@ def mount_points(table: Path = Path("/proc/self/mountinfo")) -> frozenset[str]:
 
 
 def fsync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _fsync(path, os.O_DIRECTORY)
 
 
 def sync_replaced(path: Path) -> None:
     """What `atomic_write` without `sync` left undone."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    _fsync(path, os.O_NOFOLLOW)
+    fsync_dir(path.parent)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-    fsync_dir(path.parent)
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
