@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comfyd.control.gpus import GpuFacts
+from comfyd.control.last_good import LastGood
 from comfyd.control.pen import Pen
 from comfyd.control.supervise import Supervisor, now
 from comfyd.control.watch import Watcher
-from comfyd.core.config import fallback_state, parse, state_from_json, state_to_json
+from comfyd.core.config import fallback_state, parse
 from comfyd.core.gates import EDITS_ARRIVE
 from comfyd.core.memo import Entries, Memo
 from comfyd.core.plan import plan
@@ -22,13 +23,11 @@ from comfyd.core.resolve import resolve
 from comfyd.core.since import dated
 from comfyd.failpoint import failpoint
 from comfyd.host import clock
-from comfyd.host.files import atomic_write, read_bounded, sync_replaced
 from comfyd.live import ConfigView, Live
 from comfyd.logs import get_logger
 from comfyd.model.base import Now
 from comfyd.model.desired import DesiredState, EnvironmentSpec, Override
 from comfyd.model.observed import ObservedEnvironment
-from comfyd.model.paths import Paths
 from comfyd.model.plan import InstallEnvironment, Plan, StartProcess, StopProcess
 from comfyd.model.process import DesiredEnvironment, ResolvedState
 from comfyd.model.sources import ConfigFiles, MachineFacts, ParseResult, Variables
@@ -89,7 +88,7 @@ class Reconciler:
         self._hands = hands
         self._variables = variables
         self._facts = facts
-        self._paths: Paths = facts.paths
+        self._last_good = LastGood(facts.paths.last_good, pen.later)
         self._gpus = GpuFacts(live.wake.set)
         self._known_bad = ""
         self._edited_at: float | None = None
@@ -100,14 +99,9 @@ class Reconciler:
         """Take up the last good state and what is recorded of outputs."""
         outputs = await self._node.facts("output/")
         self._facts.outputs.update({k.removeprefix("output/"): str(v["output"]) for k, v in outputs.items()})
-        saved = await asyncio.to_thread(read_bounded, self._paths.last_good, 64 * 1024 * 1024)
-        if saved.data is None:
-            return
-        desired = state_from_json(saved.data)
-        if desired is None:
-            log.warning("last good state unreadable", path=str(self._paths.last_good))
-            return
-        self._live.config.set(replace(self._live.config.get(), desired=desired, state="stale"))
+        desired = await self._last_good.load()
+        if desired is not None:
+            self._live.config.set(replace(self._live.config.get(), desired=desired, state="stale"))
 
     async def run_reconciling(self, watcher: Watcher, poll_s: float) -> None:
         """The loop. Woken by anything; looks again by itself at the plan's wake_at, and at the files every poll_s."""
@@ -245,26 +239,12 @@ class Reconciler:
         return result.state == "refused" and _revision(files) != self._known_bad
 
     async def _keep(self, before: ConfigView, desired: DesiredState) -> None:
-        """Before anything is done about it, so that the next daemon goes on from it. Synced later: what a power cut
-        takes back had processes that it ended as well."""
+        """Before anything is done about it, so that the next daemon goes on from it."""
         self._known_bad = ""
         if desired == before.desired and before.state == "ok":
             return
-        try:
-            await asyncio.to_thread(self._write_last_good, state_to_json(desired))
-            self._pen.later(self._sync_last_good)
-        except OSError as error:
-            log.error("last good state not saved", reason=str(error))
+        await self._last_good.keep(desired)
         failpoint("revision_saved")
-
-    def _write_last_good(self, data: bytes) -> None:
-        atomic_write(self._paths.last_good, data, 0o600, sync=False)
-
-    def _sync_last_good(self) -> None:
-        try:
-            sync_replaced(self._paths.last_good)
-        except OSError as error:
-            log.error("last good state not saved", reason=str(error))
 
     def _tell(self, before: ConfigView, view: ConfigView, result: ParseResult) -> None:
         """Log and record once per content, not once per pass."""

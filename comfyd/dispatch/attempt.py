@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from comfyd.dispatch.bench import Bench, crash, put_back
+from comfyd.dispatch.bench import Bench, lost, put_back
 from comfyd.dispatch.comfy import PromptRefused, Sighting, Unanswered
 from comfyd.dispatch.comfy_history import Verdict, judge
 from comfyd.dispatch.ending import outcome_of
@@ -63,12 +63,7 @@ class Attempt:
         return self._shown is not None
 
     def on_gone(self, *, crashed: bool = False) -> None:
-        if self._forced is None:
-            self._forced = (
-                crash(self._instance)
-                if crashed
-                else put_back(f"instance {self._instance} went away while the prompt was there")
-            )
+        self._forced = self._forced or lost(self._instance, crashed=crashed)
         if self._scope is not None and not self._harvesting:  # results on disk can still be stored
             self._scope.cancel()
 

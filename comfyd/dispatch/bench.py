@@ -44,7 +44,9 @@ def put_back(message: str) -> Outcome:
     return Outcome(state=TaskState.PENDING, message=message, charged=False)
 
 
-def crash(instance: str) -> Outcome:
-    """The instance died while it ran the task: to the queue again, not counted as an attempt, but remembered."""
+def lost(instance: str, *, crashed: bool) -> Outcome:
+    """The instance went away with its prompts. crashed: it died while it ran this one, which is remembered."""
+    if not crashed:
+        return put_back(f"instance {instance} went away while the prompt was there")
     message = f"instance {instance} died while it ran the prompt"
     return Outcome(state=TaskState.PENDING, message=message, charged=False, crashed=True)
