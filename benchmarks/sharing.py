@@ -25,7 +25,7 @@ from benchmarks.harness import (
     goal_below,
     temporary_root,
 )
-from benchmarks.postgres_side import BODY, PAUSE_S, checked, rate
+from benchmarks.postgres_side import BODY, Pickups, checked, rate
 from benchmarks.queueing import DONE, PARAMS, now
 from comfyd.host import clock
 from comfyd.model.task import NewTask, Slot
@@ -55,8 +55,7 @@ class Node:
     def __init__(self, stores: Stores, kick: asyncio.Event) -> None:
         self.tasks = stores.tasks
         self.kick = kick
-        self.began = asyncio.Event()
-        self.at = 0.0
+        self.pickups = Pickups()
 
     async def enqueue(self) -> None:
         await self.tasks.enqueue(NEW, now())
@@ -82,8 +81,7 @@ class Node:
             self.kick.clear()
             claims = await self.tasks.claim(slots(1), 60, now())
             if claims:
-                self.at = time.perf_counter()
-                self.began.set()
+                self.pickups.job()
                 await self.tasks.finish(claims[0].lease, DONE, now())
             else:
                 await self.kick.wait()
@@ -101,17 +99,10 @@ async def opened(folder: Path, url: str | None) -> AsyncIterator[Node]:
 async def pickup(enqueue: Callable[[], Awaitable[object]], node: Node, many: int) -> float:
     """Median ms from the call until the idle worker of `node` has the task in its hands."""
     worker = asyncio.create_task(node.idle())
-    found = []
-    for _ in range(many + 3):
-        await asyncio.sleep(PAUSE_S)
-        node.began.clear()
-        started = time.perf_counter()
-        await enqueue()
-        await asyncio.wait_for(node.began.wait(), 30)
-        found.append((node.at - started) * 1000)
+    found = await node.pickups.measure(enqueue, many)
     worker.cancel()
     await asyncio.gather(worker, return_exceptions=True)
-    return statistics.median(found[3:])
+    return statistics.median(found) * 1000
 
 
 @dataclass(frozen=True)
