@@ -1,5 +1,6 @@
 """A history with its end, indexed by task: what the rules of the checker look into. Pure."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,8 +87,14 @@ class Case:
     def reopened(self, task: str, after: float, before: float) -> bool:
         return any(True for _ in self.retries(task, after, before))
 
-    def granted(self, task: str) -> int:
-        """How often it was leased out, by the event log. A lease taken up again after it ran out counts as well."""
+    def granted(self, task: str) -> int | None:
+        """How often it was leased out, by the event log. A lease taken up again after it ran out counts as well.
+
+        Of a shared queue by the row, which forgets at a retry by hand: then None.
+        """
+        if self.final.shared:
+            row = self.rows.get(task)
+            return None if row is None or self.reopened(task, -math.inf, math.inf) else row.grants
         return sum(event.data["from"] == "PENDING" and event.data["to"] in HELD for event in self.events[task])
 
     def all_seen(self, task: str) -> bool:

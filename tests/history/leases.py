@@ -9,6 +9,8 @@ from tests.history.case import ENDS, Case, Grant, Violation
 from tests.history.record import Record
 
 Interval = tuple[float, float]
+ROUNDED_S = 0.005
+"""A shared queue stores instants in whole milliseconds of a clock that may be slewed."""
 
 
 def tokens(case: Case) -> Iterator[Violation]:
@@ -36,7 +38,8 @@ def overlaps(case: Case) -> Iterator[Violation]:
 def _certainly_held(case: Case, grant: Grant) -> list[Interval]:
     """From when the grant or a renewal was answered until it can have run out or been given up."""
     record = grant.record
-    spans = [(record.t_return, record.t_invoke + grant.lease_s)]
+    less = ROUNDED_S if case.final.shared else 0.0
+    spans = [(record.t_return, record.t_invoke + grant.lease_s - less)]
     until = math.inf
     for other in case.of_task[grant.task]:
         if not other.may_have_happened or other.end < record.t_invoke:
@@ -44,7 +47,7 @@ def _certainly_held(case: Case, grant: Grant) -> list[Interval]:
         if _gives_up(other, grant.token):
             until = min(until, other.t_invoke)
         elif other.done and "lease_s" in other.arg and other.arg.get("token") == grant.token:
-            spans.append((other.t_return, other.t_invoke + other.arg["lease_s"]))
+            spans.append((other.t_return, other.t_invoke + other.arg["lease_s"] - less))
     for other in case.records:
         if other.op == "recover" and other is not record and other.end > record.t_invoke and _takes(other, grant.task):
             until = min(until, other.t_invoke)

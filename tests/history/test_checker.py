@@ -66,6 +66,11 @@ def left(*states: str, **row: Any) -> Final:
     return Final((Row(T, chain[-1], **{"params": PARAMS, **done, **row}),), moves(*chain))
 
 
+def shared(end: Final, *more: Event) -> Final:
+    """The same end of a shared queue; `more` stands in the log of another node."""
+    return replace(end, events=(*end.events, *(replace(event, seq=1, node="other") for event in more)), shared=True)
+
+
 TWICE = ("PENDING", "PROCESSING", "PENDING", "PROCESSING", "COMPLETED")
 RETRIED = ("PENDING", "PROCESSING", "FAILED", "PENDING", "PROCESSING", "COMPLETED")
 FETCHED = ("PENDING", "FETCHED", "PENDING", "FETCHED", "COMPLETED")
@@ -111,6 +116,10 @@ GOOD: dict[str, tuple[list[Record], Final, list[dict[str, Any]]]] = {
         *({**one, "pid": 2} for one in RAN)]),
     "a callback": ([create(), grant(1), report(2), call(3, "callback", T, result={"state": "COMPLETED"})],
         left(callback_url="u"), []),
+    "a node that died before it told": ([create(), grant(1), report(2), get(3, "COMPLETED")],
+        replace(left(), events=left().events[:1], shared=True), RAN),
+    "nodes that tell of one task": ([create(), grant(1), report(2, state="PENDING", body={}), grant(3, "b"),
+        report(4, "b")], shared(left(*TWICE, grants=2)), []),
     "a stranger left alone": ([call(1, "signals", "decoy", result={"count": 0})], Final(), []),
 }  # fmt: skip
 BAD: dict[str, tuple[str, list[Record], Final, list[dict[str, Any]]]] = {
@@ -160,6 +169,16 @@ BAD: dict[str, tuple[str, list[Record], Final, list[dict[str, Any]]]] = {
     "a prompt posted twice": ("V9", [create(), grant(1), report(2)], left(), [*RAN, RAN[0]]),
     "a prompt run twice": ("V9", [create(), grant(1), report(2)], left(), [*RAN, RAN[1]]),
     "more runs than grants": ("V9", [create(), grant(1), report(2)], left(), [*RAN, {**RAN[1], "prompt_id": "p"}]),
+    "more runs than leases of a shared queue": ("V9", [create(), grant(1), report(2)], shared(left()),
+        [*RAN, {**RAN[1], "prompt_id": "p"}]),
+    "two nodes completed it": ("V6", [create()], shared(left(), left().events[2]), []),
+    "completed, says a node": ("V6", [create()], shared(left("PENDING", "CANCELLED"), left().events[2]), []),
+    "moved after its end, says a node": ("V6", [create()], shared(left(), Event(1, "task", T, {"from": "COMPLETED",
+        "to": "PENDING"})), []),
+    "reopened though nobody asked a node": ("V6", [create()], shared(left(*RETRIED)), []),
+    "a node moved what is not there": ("V7", [], replace(shared(left()), rows=()), []),
+    "a gap in the events of a node": ("V14", [], Final((), (Event(1, "config", ""), Event(3, "config", "")),
+        shared=True), []),
     "a gap in the events": ("V14", [], Final((), (Event(1, "config", ""), Event(3, "config", ""))), []),
     "a missing move": ("V14", [create()], Final(left().rows, (moves("PENDING")[0], *(replace(e, seq=2) for e in
         moves("PENDING", "PROCESSING", "COMPLETED")[2:]))), []),
